@@ -1,0 +1,43 @@
+"""The choice between the reference arithmetic and the fused kernels."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from pix2pixhd_fast.errors import InputError
+
+BACKENDS = ("eager", "fused")
+
+_backend: ContextVar[str] = ContextVar("pix2pixhd_fast_backend", default="fused")
+
+
+def current_backend() -> str:
+    """Return the backend in force in this thread: "eager" or "fused"."""
+    return _backend.get()
+
+
+def set_backend(name: str) -> None:
+    """Choose the backend for what follows in this thread.
+
+    "eager" runs every layer as the ordinary PyTorch module it is: the baseline, the reference and
+    the exportable graph. "fused" (the default) runs our kernels wherever there is one for the
+    layer, and the ordinary module elsewhere.
+    """
+    _check(name)
+    _backend.set(name)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Use the backend `name` ("eager" or "fused") inside a `with` block."""
+    _check(name)
+    token = _backend.set(name)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+
+
+def _check(name: str) -> None:
+    if name not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
