@@ -1,0 +1,75 @@
+"""The operator library: one namespace, one binary, one choice of backend."""
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pix2pixhd_fast.errors import InputError
+
+# ref: the references only; cpp: the compiled kernels, which must be there; triton: Triton for the GPU
+# and the compiled kernels for the CPU; auto: the fastest that there is, per op.
+BACKENDS = ("auto", "ref", "cpp", "triton")
+BACKEND = os.getenv("PIX2PIXHD_FAST_BACKEND", "auto")
+BINARY = Path(__file__).with_name("_C.abi3.so")
+
+_library = torch.library.Library("pix2pixhd_fast", "DEF")
+_names: list[str] = []
+
+
+def define(name: str, schema: str, reference: Callable) -> None:
+    """Define the op `name`; its reference serves every device without a kernel, and shape inference."""
+    _library.define(name + schema)
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    _names.append(name)
+
+
+def library_status() -> dict[str, bool | str | list[str] | None]:
+    """Say what runs the ops.
+
+    Returns `built` (whether the compiled kernels are loaded), `backend` (PIX2PIXHD_FAST_BACKEND), `path`
+    (of the loaded binary, or None) and `kernels` (the ops that have a compiled kernel for the CPU; the
+    others run their PyTorch reference there).
+    """
+    return {
+        "built": _loaded,
+        "backend": BACKEND,
+        "path": str(BINARY) if _loaded else None,
+        "kernels": [name for name in _names if _has_kernel(name, "CPU")],
+    }
+
+
+def _has_kernel(name: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"pix2pixhd_fast::{name}", key)
+
+
+def _load() -> bool:
+    """Load the binary, which registers its kernels; say so where it is wanted and cannot be had."""
+    if BACKEND not in BACKENDS:
+        raise InputError(
+            f"PIX2PIXHD_FAST_BACKEND must be one of {', '.join(BACKENDS)}, got {BACKEND!r}"
+        )
+    if BACKEND == "ref":
+        return False
+    try:
+        if not BINARY.is_file():
+            raise OSError(f"{BINARY} was not built")
+        torch.ops.load_library(BINARY)
+    except OSError as error:
+        if BACKEND == "cpp":
+            raise InputError(
+                f"PIX2PIXHD_FAST_BACKEND is cpp, which needs the C++ kernels: {error}"
+            ) from None
+        # Once per program, not once per worker process.
+        if multiprocessing.parent_process() is None:
+            logging.getLogger("pix2pixhd_fast").warning(
+                "pix2pixhd_fast: no C++ kernels, the slower PyTorch reference runs: %s", error
+            )
+        return False
+    return True
+
+
+_loaded = _load()

@@ -1,0 +1,1 @@
+"""Layers, networks and losses of pix2pixHD."""

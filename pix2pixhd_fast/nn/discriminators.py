@@ -1,0 +1,119 @@
+"""Patch discriminators, at one scale and at several."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from pix2pixhd_fast.nn.generators import NormLayer
+from pix2pixhd_fast.nn.sequence import Sequence
+
+MAX_CHANNELS = 512
+
+
+class NLayerDiscriminator(nn.Module):
+    """The patch discriminator of pix2pixHD: `n_layers` + 2 convolutions 4x4 with padding 2.
+
+    The first `n_layers` have stride 2, all but the last have LeakyReLU(0.2), all but the first and
+    the last a norm; channels start at `ndf`, double up to 512 and end at 1; `use_sigmoid` ends in a
+    sigmoid. Input [N, input_nc, H, W]. Returns the prediction map [N, 1, H', W'], or with
+    `getIntermFeat` the list of the outputs of all layers, the prediction last (a sigmoid counts as
+    a layer).
+    """
+
+    def __init__(
+        self,
+        input_nc: int,
+        ndf: int = 64,
+        n_layers: int = 3,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        use_sigmoid: bool = False,
+        getIntermFeat: bool = False,
+    ):
+        super().__init__()
+        self.getIntermFeat = getIntermFeat
+        self.n_layers = n_layers
+        groups = patch_layers(input_nc, ndf, n_layers, norm_layer)
+        if use_sigmoid:
+            groups.append([nn.Sigmoid()])
+        if getIntermFeat:
+            for n, group in enumerate(groups):
+                setattr(self, f"model{n}", Sequence(*group))
+        else:
+            self.model = Sequence(*(layer for group in groups for layer in group))
+
+    def forward(self, input: Tensor) -> Tensor | list[Tensor]:
+        if not self.getIntermFeat:
+            return self.model(input)
+        features = [input]
+        while hasattr(self, f"model{len(features) - 1}"):
+            features.append(getattr(self, f"model{len(features) - 1}")(features[-1]))
+        return features[1:]
+
+
+class MultiscaleDiscriminator(nn.Module):
+    """`num_D` patch discriminators of one architecture on an image pyramid (paper, section 3.2).
+
+    The first result belongs to the full size, each next one to half of that (3x3 average, stride 2,
+    border not counted). Scale k of the parameters (`scale<k>_layer<j>`, or `layer<k>` without
+    `getIntermFeat`) belongs to the result num_D - 1 - k: scale 0 is the coarsest. Input [N,
+    input_nc, H, W]. Returns a list per scale of a list of tensors: the outputs of all layers with
+    `getIntermFeat`, else only the prediction. With `use_sigmoid` the prediction is a probability in
+    both cases.
+    """
+
+    def __init__(
+        self,
+        input_nc: int,
+        ndf: int = 64,
+        n_layers: int = 3,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        use_sigmoid: bool = False,
+        num_D: int = 3,
+        getIntermFeat: bool = False,
+    ):
+        super().__init__()
+        self.num_D = num_D
+        self.n_layers = n_layers
+        self.getIntermFeat = getIntermFeat
+        for scale in range(num_D):
+            groups = patch_layers(input_nc, ndf, n_layers, norm_layer)
+            if use_sigmoid:
+                groups[-1].append(nn.Sigmoid())
+            if getIntermFeat:
+                for j, group in enumerate(groups):
+                    setattr(self, f"scale{scale}_layer{j}", Sequence(*group))
+            else:
+                setattr(self, f"layer{scale}", Sequence(*(m for group in groups for m in group)))
+        self.downsample = nn.AvgPool2d(3, stride=2, padding=[1, 1], count_include_pad=False)
+
+    def scale(self, k: int) -> list[Sequence]:
+        """The sequences of scale k, in the order in which they run."""
+        if not self.getIntermFeat:
+            return [getattr(self, f"layer{k}")]
+        return [getattr(self, f"scale{k}_layer{j}") for j in range(self.n_layers + 2)]
+
+    def forward(self, input: Tensor) -> list[list[Tensor]]:
+        results = []
+        for k in reversed(range(self.num_D)):
+            features = [input]
+            for sequence in self.scale(k):
+                features.append(sequence(features[-1]))
+            results.append(features[1:])
+            if k:
+                input = self.downsample(input)
+        return results
+
+
+def patch_layers(
+    input_nc: int, ndf: int, n_layers: int, norm_layer: NormLayer
+) -> list[list[nn.Module]]:
+    """The layers of one patch discriminator, in groups that each end where a feature is taken."""
+    channels = [min(ndf * 2**n, MAX_CHANNELS) if n else ndf for n in range(n_layers + 1)]
+    groups: list[list[nn.Module]] = [
+        [nn.Conv2d(input_nc, ndf, 4, stride=2, padding=2), nn.LeakyReLU(0.2, True)]
+    ]
+    for n, (before, after) in enumerate(pairwise(channels), start=1):
+        conv = nn.Conv2d(before, after, 4, stride=2 if n < n_layers else 1, padding=2)
+        groups.append([conv, norm_layer(after), nn.LeakyReLU(0.2, True)])
+    groups.append([nn.Conv2d(channels[-1], 1, 4, stride=1, padding=2)])
+    return groups

@@ -1,0 +1,78 @@
+"""Adversarial, feature-matching and perceptual losses."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pix2pixhd_fast.nn.vgg import Vgg19
+
+VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+
+
+class GANLoss(nn.Module):
+    """Mean distance of predictions from "real" or "fake", summed over the scales.
+
+    `use_lsgan`: squared error (LSGAN), else binary cross-entropy of probabilities. `input` is what
+    a discriminator returns: a list per scale of lists, or one list or tensor list; the last entry
+    of a list is the prediction. Computed in float32. `tensor` is accepted as in the original,
+    without effect.
+    """
+
+    def __init__(
+        self,
+        use_lsgan: bool = True,
+        target_real_label: float = 1.0,
+        target_fake_label: float = 0.0,
+        tensor: object = None,
+    ):
+        super().__init__()
+        self.real_label = target_real_label
+        self.fake_label = target_fake_label
+        self.loss = nn.MSELoss() if use_lsgan else nn.BCELoss()
+
+    def forward(self, input: list, target_is_real: bool) -> Tensor:
+        scales = input if isinstance(input[0], list) else [input]
+        return sum(self._one(scale[-1], target_is_real) for scale in scales)
+
+    def _one(self, prediction: Tensor, target_is_real: bool) -> Tensor:
+        target = self.real_label if target_is_real else self.fake_label
+        # autocast refuses binary cross-entropy of probabilities outright
+        with torch.autocast(prediction.device.type, enabled=False):
+            prediction = prediction.float()
+            return self.loss(prediction, torch.full_like(prediction, target))
+
+
+class VGGLoss(nn.Module):
+    """Perceptual loss: L1 distances of the five `Vgg19` features, weighted 1/32, 1/16, 1/8, 1/4, 1.
+
+    `x` and `y` are pictures [N, 3, H, W] in [-1, 1], used as they are; the gradient flows to `x`.
+    `weights` as in `Vgg19`, but here they must be there: without them the constructor raises
+    `InputError`. `gpu_ids`: as in the original, a list with a CUDA device moves VGG there.
+    """
+
+    def __init__(self, gpu_ids: list[int] | tuple[int, ...] = (), weights: str = ""):
+        super().__init__()
+        self.vgg = Vgg19(weights=weights)
+        self.vgg.require_weights()
+        if gpu_ids:
+            self.vgg.to(f"cuda:{gpu_ids[0]}")
+        self.weights = VGG_WEIGHTS
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        pairs = zip(self.weights, self.vgg(x), self.vgg(y), strict=True)
+        return sum(w * F.l1_loss(fx.float(), fy.detach().float()) for w, fx, fy in pairs)
+
+
+def feature_matching_loss(fake: list[list[Tensor]], real: list[list[Tensor]]) -> Tensor:
+    """L1 distance of discriminator features (paper, eq. 4), without the factor lambda_feat.
+
+    `fake` and `real` are what `MultiscaleDiscriminator` with `getIntermFeat` returns; predictions
+    do not count. A feature weighs 4 / (its scale's number of layers - 1), a scale 1 / num_D, as in
+    the original (4 / (n_layers_D + 1)). The gradient flows to `fake` only. Computed in float32.
+    """
+    total = fake[0][0].new_zeros((), dtype=torch.float32)
+    for fake_scale, real_scale in zip(fake, real, strict=True):
+        weight = 4.0 / (len(fake_scale) - 1) / len(fake)
+        for f, r in zip(fake_scale[:-1], real_scale[:-1], strict=True):
+            total = total + weight * F.l1_loss(f.float(), r.detach().float())
+    return total

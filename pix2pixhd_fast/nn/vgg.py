@@ -1,0 +1,118 @@
+"""VGG19 up to relu5_1, and where its weights come from."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pix2pixhd_fast.errors import InputError
+from pix2pixhd_fast.nn.sequence import Sequence
+
+# torchvision's `features` up to relu5_1 (index 29); a feature is taken behind each of SLICE_ENDS
+LAYERS = (64, 64, "pool", 128, 128, "pool", *(256,) * 4, "pool", *(512,) * 4, "pool", 512)
+SLICE_ENDS = (2, 7, 12, 21, 30)
+CACHE_NAME = "vgg19-dcbb9e9d.pth"
+
+
+class Vgg19(nn.Module):
+    """VGG19 (Simonyan and Zisserman) cut behind relu1_1, relu2_1, relu3_1, relu4_1, relu5_1.
+
+    Input [N, 3, H, W]; returns the list of the five features. `weights`: a file with a state_dict
+    (of this class, of torchvision's `vgg19` or of its `features`), the word "random" for
+    benchmarks, or "" for torchvision's cache. Where the cache has none, the network is built
+    without weights and refuses to run until `load_state_dict` fills it: it is never random in
+    silence.
+    """
+
+    def __init__(self, requires_grad: bool = False, weights: str = ""):
+        super().__init__()
+        layers = _layers()
+        for n, (start, end) in enumerate(zip((0, *SLICE_ENDS), SLICE_ENDS, strict=False), start=1):
+            sequence = Sequence()
+            for index in range(start, end):
+                sequence.add_module(str(index), layers[index])
+            setattr(self, f"slice{n}", sequence)
+        self.requires_grad_(requires_grad)
+        self.has_weights = False
+        self.register_load_state_dict_post_hook(lambda module, _: module._mark_loaded())
+        if weights == "random":
+            self._randomise()
+        elif weights or cached_weights().is_file():
+            path = Path(weights) if weights else cached_weights()
+            self.load_state_dict(_read_weights(path, self.state_dict()))
+
+    def forward(self, X: Tensor) -> list[Tensor]:
+        self.require_weights()
+        features = [X]
+        for n in range(1, len(SLICE_ENDS) + 1):
+            features.append(getattr(self, f"slice{n}")(features[-1]))
+        return features[1:]
+
+    def require_weights(self) -> None:
+        """Raise `InputError`, which says where to get them, if there are no weights."""
+        if not self.has_weights:
+            raise InputError(
+                "VGG19 has no weights: give a file with --vgg_weights FILE, or fill torchvision's "
+                f'cache ({cached_weights()}) with python -c "import torchvision; '
+                "torchvision.models.vgg19(weights='DEFAULT')\", or leave the loss out with "
+                "--no_vgg_loss"
+            )
+
+    def _mark_loaded(self) -> None:
+        self.has_weights = True
+
+    def _randomise(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for p in self.parameters():
+            std = (2 / p[0].numel()) ** 0.5 if p.dim() == 4 else 0.0
+            values = torch.randn(p.shape, generator=generator, device="cpu") * std
+            p.data.copy_(values)
+        self.has_weights = True
+
+
+def cached_weights() -> Path:
+    """The file where torchvision keeps the weights of VGG19."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / CACHE_NAME
+
+
+def _read_weights(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Read the tensors of `own`, by name and shape, from `path`; others there are dropped."""
+    if not path.is_file():
+        raise InputError(
+            f"vgg_weights must be a file with the weights of VGG19, or random, got {path}"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as e:
+        raise InputError(f"vgg_weights {path} is not a file of PyTorch weights") from e
+    renamed = {_own_key(k): v for k, v in state.items()} if isinstance(state, dict) else {}
+    kept = {k: v for k, v in renamed.items() if k in own}
+    wrong = [k for k, v in own.items() if k not in kept or kept[k].shape != v.shape]
+    if wrong:
+        raise InputError(
+            f"vgg_weights {path} does not hold a VGG19: {len(wrong)} of its {len(own)} tensors are "
+            f"missing or of another shape"
+        )
+    return kept
+
+
+def _layers() -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    channels = 3
+    for layer in LAYERS:
+        if layer == "pool":
+            layers.append(nn.MaxPool2d(2, 2))
+        else:
+            layers += [nn.Conv2d(channels, layer, 3, padding=1), nn.ReLU(True)]
+            channels = layer
+    return layers
+
+
+def _own_key(key: str) -> str:
+    """features.5.bias or 5.bias -> slice2.5.bias; other keys stay."""
+    index = key.removeprefix("features.").partition(".")[0]
+    if key.startswith("slice") or not index.isdigit():
+        return key
+    n = next((n for n, end in enumerate(SLICE_ENDS, start=1) if int(index) < end), 0)
+    return f"slice{n}.{key.removeprefix('features.')}"

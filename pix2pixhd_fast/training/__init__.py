@@ -1,0 +1,1 @@
+"""Training: the update rule, optimisers, and the loop of `pix2pixhd-fast train`."""

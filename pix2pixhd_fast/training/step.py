@@ -1,0 +1,50 @@
+"""The update rule of pix2pixHD, as the original computes it."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pix2pixhd_fast.nn.losses import feature_matching_loss
+
+if TYPE_CHECKING:
+    from pix2pixhd_fast.model import Inputs, Pix2PixHD
+
+LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake")
+
+
+def losses(model: "Pix2PixHD", inputs: "Inputs") -> tuple[dict[str, Tensor], Tensor]:
+    """Compute the five losses with their graphs, and the synthesised picture.
+
+    D runs three times: on the synthesised picture cut off from G (through the pool), on the real
+    one, and on the synthesised one again with the way back to G open. Losses that the options
+    switch off are zero.
+    """
+    options = model.options
+    scene, real = inputs.cropped_scene(), inputs.image
+    zero = real.new_zeros(())
+    with model.autocast():
+        fake = model.generate(inputs)
+        pooled = model.pool.query(torch.cat((scene, fake.detach()), dim=1))
+        pred_pool = model.netD(pooled)
+        pred_real = model.netD(torch.cat((scene, real), dim=1))
+        pred_fake = model.netD(torch.cat((scene, fake), dim=1))
+        gan = model.criterionGAN
+        found = {
+            "G_GAN": gan(pred_fake, True),
+            "G_GAN_Feat": zero,
+            "G_VGG": zero,
+            "D_real": gan(pred_real, True),
+            "D_fake": gan(pred_pool, False),
+        }
+        if not options.no_ganFeat_loss:
+            found["G_GAN_Feat"] = options.lambda_feat * feature_matching_loss(pred_fake, pred_real)
+        if not options.no_vgg_loss:
+            found["G_VGG"] = options.lambda_feat * model.criterionVGG(fake, real)
+    return found, fake
+
+
+def update(model: "Pix2PixHD", found: dict[str, Tensor]) -> None:
+    """Update G (and E) by the sum of the generator losses, then D by the mean of its two."""
+    model.optimizers.update("G", found["G_GAN"] + found["G_GAN_Feat"] + found["G_VGG"])
+    model.optimizers.update("D", (found["D_fake"] + found["D_real"]) * 0.5)
