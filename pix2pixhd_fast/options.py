@@ -160,6 +160,9 @@ class Options:
                     f"{option.name} must be one of {', '.join(choices)}, got {value!r}"
                 )
         self.phase = self.phase or ("train" if self.isTrain else "test")
+        if self.debug:
+            self.display_freq = self.print_freq = self.niter = 1
+            self.niter_decay, self.max_dataset_size = 0, min(10, self.max_dataset_size)
         if self.fp16 or self.data_type == 16:
             self.amp = "fp16"
         _check_ranges(self)

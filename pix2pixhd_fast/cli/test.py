@@ -1,0 +1,15 @@
+"""synthesise pictures from a folder of label maps, onto a results page"""
+
+import argparse
+
+from pix2pixhd_fast.cli.flags import add_option_flags, options_from
+from pix2pixhd_fast.inference.synthesizer import Synthesizer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_option_flags(parser, "test")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    Synthesizer(options_from(arguments, "test")).run()
+    return 0

@@ -1,0 +1,1 @@
+"""Inference: the loop of `pix2pixhd-fast test`."""
