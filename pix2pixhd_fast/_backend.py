@@ -1,19 +1,26 @@
 """The choice between the reference arithmetic and the fused kernels."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from pix2pixhd_fast.errors import InputError
 
 BACKENDS = ("eager", "fused")
 
-_backend: ContextVar[str] = ContextVar("pix2pixhd_fast_backend", default="fused")
+
+class _Choice(threading.local):
+    """Each thread's own choice; torch.compile before 2.14 cannot trace a ContextVar."""
+
+    name = "fused"
+
+
+_choice = _Choice()
 
 
 def current_backend() -> str:
     """Return the backend in force in this thread: "eager" or "fused"."""
-    return _backend.get()
+    return _choice.name
 
 
 def set_backend(name: str) -> None:
@@ -24,18 +31,18 @@ def set_backend(name: str) -> None:
     layer, and the ordinary module elsewhere.
     """
     _check(name)
-    _backend.set(name)
+    _choice.name = name
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Use the backend `name` ("eager" or "fused") inside a `with` block."""
     _check(name)
-    token = _backend.set(name)
+    before, _choice.name = _choice.name, name
     try:
         yield
     finally:
-        _backend.reset(token)
+        _choice.name = before
 
 
 def _check(name: str) -> None:

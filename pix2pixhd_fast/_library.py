@@ -21,7 +21,9 @@ _names: list[str] = []
 
 
 def define(name: str, schema: str, reference: Callable) -> None:
-    """Define the op `name`; its reference serves every device without a kernel, and shape inference."""
+    """Define the op `name`; its reference serves every device without a kernel, and shape
+    inference.
+    """
     _library.define(name + schema)
     _library.impl(name, reference, "CompositeExplicitAutograd")
     _names.append(name)
@@ -30,9 +32,9 @@ def define(name: str, schema: str, reference: Callable) -> None:
 def library_status() -> dict[str, bool | str | list[str] | None]:
     """Say what runs the ops.
 
-    Returns `built` (whether the compiled kernels are loaded), `backend` (PIX2PIXHD_FAST_BACKEND), `path`
-    (of the loaded binary, or None) and `kernels` (the ops that have a compiled kernel for the CPU; the
-    others run their PyTorch reference there).
+    Returns `built` (whether the compiled kernels are loaded), `backend` (PIX2PIXHD_FAST_BACKEND),
+    `path` (of the loaded binary, or None) and `kernels` (the ops that have a compiled kernel for
+    the CPU; the others run their PyTorch reference there).
     """
     return {
         "built": _loaded,

@@ -16,7 +16,8 @@ CITYSCAPES = Path(os.getenv("PIX2PIXHD_FAST_CITYSCAPES", ROOT.parent / "shared/d
 def assert_close_l2(actual: Tensor, expected: Tensor, tol: float, name: str) -> None:
     """Assert that ||actual - expected|| <= tol * ||expected||, in float64; a NaN fails.
 
-    Where `expected` is all zero, `tol` bounds ||actual|| itself. The message names the tensor `name`.
+    Where `expected` is all zero, `tol` bounds ||actual|| itself. The message names the tensor
+    `name`.
     """
     assert actual.shape == expected.shape, (
         f"{name}: shape {list(actual.shape)}, expected {list(expected.shape)}"

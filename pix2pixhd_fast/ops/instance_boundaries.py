@@ -11,11 +11,11 @@ from pix2pixhd_fast.errors import InputError
 def instance_boundaries(ids: Tensor) -> Tensor:
     """Mark the pixels with a neighbour of another instance.
 
-    A pixel is 1 where the pixel above, below, left or right of it holds another id, and 0 elsewhere: both
-    sides of an edge are marked, the border of the picture is not.
+    A pixel is 1 where the pixel above, below, left or right of it holds another id, and 0
+    elsewhere: both sides of an edge are marked, the border of the picture is not.
 
-    `ids`: [N, 1, H, W], any integer dtype, any strides. Returns uint8 [N, 1, H, W], contiguous, on the
-    device of `ids`; no gradient. Raises `InputError` for another shape or dtype.
+    `ids`: [N, 1, H, W], any integer dtype, any strides. Returns uint8 [N, 1, H, W], contiguous, on
+    the device of `ids`; no gradient. Raises `InputError` for another shape or dtype.
     """
     if ids.dim() != 4 or ids.shape[1] != 1:
         raise InputError(f"ids must be [N, 1, H, W], got {list(ids.shape)}")
