@@ -8,7 +8,13 @@ from pix2pixhd_fast.semantic import one_hot, pad_by_edge
 from tests.helpers import assert_close_l2
 
 SMALL = dict(
-    ngf=4, n_downsample_global=2, n_blocks_global=1, n_blocks_local=1, ndf=4, nef=4, n_downsample_E=2
+    ngf=4,
+    n_downsample_global=2,
+    n_blocks_global=1,
+    n_blocks_local=1,
+    ndf=4,
+    nef=4,
+    n_downsample_E=2,
 )
 
 
@@ -135,7 +141,9 @@ def test_feat_replaces_the_encoder():
     made.pop("path")
     feat = model.netE(made["image"], made["inst"]).detach()
     encoded = model.synthesize(**made)
-    assert_close_l2(model.synthesize(made["label"], made["inst"], feat=feat), encoded, 1e-6, "image")
+    assert_close_l2(
+        model.synthesize(made["label"], made["inst"], feat=feat), encoded, 1e-6, "image"
+    )
     assert (model.synthesize(made["label"], made["inst"], feat=feat * 0) - encoded).abs().max() > 0
 
 

@@ -36,9 +36,7 @@ def flatten(out, prefix="out"):
     """Name tensors as the recordings do: out, or out.<scale>.<layer>."""
     if isinstance(out, torch.Tensor):
         return {prefix: out}
-    return {
-        k: v for i, o in enumerate(out) for k, v in flatten(o, f"{prefix}.{i}").items()
-    }
+    return {k: v for i, o in enumerate(out) for k, v in flatten(o, f"{prefix}.{i}").items()}
 
 
 @pytest.mark.parametrize("name", BUILD)
@@ -46,7 +44,9 @@ def test_golden(name, golden, backend_name):
     data = golden(name)
     net = BUILD[name]()
     prefix = "net/param/"
-    net.load_state_dict({k.removeprefix(prefix): v for k, v in data.items() if k.startswith(prefix)})
+    net.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in data.items() if k.startswith(prefix)}
+    )
     inputs = [data["in.0"].requires_grad_(), *([data["in.1"]] if "in.1" in data else [])]
     outputs = flatten(net(*inputs))
     assert set(outputs) == {k for k in data if k.startswith("out")}
@@ -60,7 +60,9 @@ def test_golden(name, golden, backend_name):
 
 
 def cancelled_bias(net, key):
-    """Whether an instance norm right behind subtracts this bias again: its gradient is rounding noise."""
+    """Whether an instance norm right behind subtracts this bias again: its gradient is rounding
+    noise.
+    """
     parent, _, leaf = key.rpartition(".")
     sequence, _, index = parent.rpartition(".")
     behind = dict(net.named_modules()).get(f"{sequence}.{int(index) + 1}")
@@ -68,7 +70,9 @@ def cancelled_bias(net, key):
 
 
 def shapes_of(expression):
-    """Build what a key of state_dict_shapes.json says, e.g. GlobalGenerator(36,3,ngf=64,norm=batch)."""
+    """Build what a key of state_dict_shapes.json says, e.g.
+    GlobalGenerator(36,3,ngf=64,norm=batch).
+    """
     name, arguments = expression.removesuffix(")").split("(")
     args, kwargs = [], {}
     for part in filter(None, arguments.split(",")):
@@ -79,7 +83,10 @@ def shapes_of(expression):
     if name != "Vgg19":
         kwargs["norm_layer"] = networks.get_norm_layer(norm)
     with torch.device("meta"):
-        return {k: list(v.shape) for k, v in getattr(networks, name)(*args, **kwargs).state_dict().items()}
+        return {
+            k: list(v.shape)
+            for k, v in getattr(networks, name)(*args, **kwargs).state_dict().items()
+        }
 
 
 EXPRESSIONS = json.loads((GOLDEN / "state_dict_shapes.json").read_text())

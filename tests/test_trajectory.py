@@ -27,9 +27,10 @@ LEARNING_RATE = 2e-4
 def start_of_the_recording():
     """The networks before the first recorded step.
 
-    The parameters in the recording are those after its four updates (arrays that share memory with the
-    parameters). The start follows from seed 1010: all three networks are built, then initialised. That
-    it is the start is checked below, by weights that get no gradient and by the first picture.
+    The parameters in the recording are those after its four updates (arrays that share memory with
+    the parameters). The start follows from seed 1010: all three networks are built, then
+    initialised. That it is the start is checked below, by weights that get no gradient and by the
+    first picture.
     """
     instance = networks.get_norm_layer("instance")
     torch.manual_seed(1010)

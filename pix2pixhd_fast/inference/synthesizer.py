@@ -1,8 +1,10 @@
 """The loop of `pix2pixhd-fast test`: checkpoint in, results page out."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from pix2pixhd_fast.checkpoints import CheckpointFolder
@@ -13,13 +15,14 @@ from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.report import ResultsPage, image_to_rgb, label_to_rgb
 from pix2pixhd_fast.training.progress import progress_bar
 
+Pictures = dict[str, np.ndarray]
+
 
 class Synthesizer:
     """Synthesises the pictures of `<phase>_label` with the checkpoint `which_epoch`.
 
-    The constructor finds data and checkpoint, and fails for bad input; `run` writes
-    `<results_dir>/<name>/<phase>_<which_epoch>/index.html`, one row per picture: input, synthesised
-    and, with `use_encoded_image`, real. As in the original, one picture at a time, in order.
+    The constructor finds data and checkpoint, and fails for bad input. As in the original, one
+    picture at a time, in order, at most `how_many`.
     """
 
     def __init__(self, options: Options):
@@ -32,36 +35,48 @@ class Synthesizer:
                 "or load_features"
             )
         self.dataset = AlignedDataset(o)
+        self.count = min(o.how_many, len(self.dataset))
         self.model = Pix2PixHD(o)
         folder = CheckpointFolder(Path(o.checkpoints_dir) / o.name)
         folder.load(o.which_epoch, self.model.networks(), o)
         self.folder = Path(o.results_dir) / o.name / f"{o.phase}_{o.which_epoch}"
 
     def run(self) -> Path:
-        """Synthesise up to `how_many` pictures; return the path of the page."""
+        """Write `<results_dir>/<name>/<phase>_<which_epoch>/index.html`; return its path.
+
+        One row per picture: input, synthesised and, with `use_encoded_image`, real. The page is
+        there from the first picture on.
+        """
         o = self.options
-        count = min(o.how_many, len(self.dataset))
         title = f"Results of {o.name}: {o.phase}, checkpoint {o.which_epoch}"
         page = ResultsPage(self.folder, title, o.display_winsize, o.aspect_ratio)
-        seconds = 0.0
-        with progress_bar(count, description="synthesise") as bar:
-            for batch, _ in zip(make_loader(self.dataset, o), range(count), strict=False):
-                start = time.perf_counter()
-                fake = self._synthesize(batch)
-                seconds += time.perf_counter() - start
-                page.add(Path(batch["path"][0]).stem, self._pictures(batch, fake))
-                page.save()
-                bar.update()
+        self.seconds = 0.0
+        for stem, pictures in self.pictures():
+            page.add(stem, pictures)
+            page.save()
         print(
-            f"{count} pictures, {seconds / max(count, 1):.3f} s each: {self.folder / 'index.html'}"
+            f"{self.count} pictures, {self.seconds / self.count:.3f} s each: "
+            f"{self.folder / 'index.html'}"
         )
         return self.folder / "index.html"
 
-    def _synthesize(self, batch: dict[str, Tensor]) -> Tensor:
-        maps = {key: batch.get(key) for key in ("label", "inst", "image", "feat")}
-        return self.model.synthesize(**maps).cpu()
+    def pictures(self) -> Iterator[tuple[str, Pictures]]:
+        """Synthesise one after another; yields the stem of the label file and its pictures.
 
-    def _pictures(self, batch: dict[str, Tensor], fake: Tensor) -> dict:
+        `seconds` adds up the time spent in the networks.
+        """
+        self.seconds = 0.0
+        loader = make_loader(self.dataset, self.options)
+        with progress_bar(self.count, description="synthesise") as bar:
+            for batch, _ in zip(loader, range(self.count), strict=False):
+                start = time.perf_counter()
+                maps = {key: batch.get(key) for key in ("label", "inst", "image", "feat")}
+                fake = self.model.synthesize(**maps).cpu()
+                self.seconds += time.perf_counter() - start
+                yield Path(batch["path"][0]).stem, self._pictures(batch, fake)
+                bar.update()
+
+    def _pictures(self, batch: dict[str, Tensor], fake: Tensor) -> Pictures:
         label_nc = self.options.label_nc
         label = batch["label"][0]
         pictures = {

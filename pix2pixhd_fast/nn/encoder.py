@@ -49,9 +49,9 @@ class Encoder(nn.Module):
 def instance_mean(features: Tensor, ids: Tensor) -> Tensor:
     """Replace each value by the mean over its instance, per image and channel.
 
-    `features` [N, C, H, W] floating, `ids` [N, 1, H, W] any integers; returns the shape and dtype of
-    `features`. Sums are taken in float32 over blocks of 65,536 pixels, then over blocks, so that an
-    instance of two million pixels keeps six digits. Differentiable once in `features`.
+    `features` [N, C, H, W] floating, `ids` [N, 1, H, W] any integers; returns the shape and dtype
+    of `features`. Sums are taken in float32 over blocks of 65,536 pixels, then over blocks, so that
+    an instance of two million pixels keeps six digits. Differentiable once in `features`.
     """
     if features.shape[2:] != ids.shape[2:]:
         raise InputError(

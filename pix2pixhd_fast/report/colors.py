@@ -24,8 +24,9 @@ def label_to_rgb(label: Tensor, label_nc: int) -> np.ndarray:
     """Colour a map of class ids: [1, H, W] or [H, W] -> uint8 [H, W, 3].
 
     The colours are those of Cityscapes when `label_nc` is 34, 35 or 36, otherwise a pattern of the
-    bits of the id, distinct for all ids below 2^21 (0 is black). Ids that are not in [0, label_nc), such
-    as an ignored 255, are black. Raises `InputError` for another shape or a `label_nc` below 1.
+    bits of the id, distinct for all ids below 2^21 (0 is black). Ids that are not in [0, label_nc),
+    such as an ignored 255, are black. Raises `InputError` for another shape or a `label_nc` below
+    1.
     """
     if label_nc < 1:
         raise InputError(f"label_nc must be at least 1 to colour labels, got {label_nc}")
@@ -37,9 +38,9 @@ def label_to_rgb(label: Tensor, label_nc: int) -> np.ndarray:
 def instances_to_rgb(inst: Tensor) -> np.ndarray:
     """Colour a map of instance ids: [1, H, W] or [H, W] -> uint8 [H, W, 3].
 
-    The colour depends on the id alone, so an instance keeps it from picture to picture; ids that differ
-    in their lowest 24 bits have different colours, and neighbouring ids unlike ones. 0 is black. Raises
-    `InputError` for another shape.
+    The colour depends on the id alone, so an instance keeps it from picture to picture; ids that
+    differ in their lowest 24 bits have different colours, and neighbouring ids unlike ones. 0 is
+    black. Raises `InputError` for another shape.
     """
     mixed = _plane(inst, "inst") & 0xFFFFFF
     for factor in (0x9E3779, 0x85EBCB):  # odd: each step is one to one on 24 bits
@@ -52,8 +53,8 @@ def image_to_rgb(image: Tensor) -> np.ndarray:
     """Turn a picture of floats in [-1, 1], [C, H, W], into bytes: uint8 [H, W, 3].
 
     Values are clamped and rounded to the nearest byte, so that a picture read from bytes comes back
-    exactly; NaN becomes 0. One channel is grey, two lack blue, of more than three the first three are
-    shown. Raises `InputError` for another shape or integers.
+    exactly; NaN becomes 0. One channel is grey, two lack blue, of more than three the first three
+    are shown. Raises `InputError` for another shape or integers.
     """
     if image.ndim != 3 or image.shape[0] == 0 or not image.is_floating_point():
         raise InputError(

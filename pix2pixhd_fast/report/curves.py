@@ -15,13 +15,14 @@ _SMOOTH_FROM = 100  # rows; a shorter log is drawn as it is
 
 
 def draw_loss_curves(rows: list[LossRow], path: Path | str, images_per_epoch: int) -> None:
-    """Draw the generator's and the discriminator's losses over epochs into a PNG, 1560 x 598 pixels.
+    """Draw the generator's and the discriminator's losses over epochs into a PNG, 1560 x 598
+    pixels.
 
-    First, where the log goes back (a run was started again), later rows replace earlier ones. Then each
-    loss is drawn at `epoch - 1 + iters / images_per_epoch`; from 100 rows on, as a pale line and its
-    moving average over a fiftieth of the rows. Losses whose names begin with `D` are the
-    discriminator's. The file is replaced in one step. Raises `InputError` for `images_per_epoch` below
-    1, or a file that cannot be written.
+    First, where the log goes back (a run was started again), later rows replace earlier ones. Then
+    each loss is drawn at `epoch - 1 + iters / images_per_epoch`; from 100 rows on, as a pale line
+    and its moving average over a fiftieth of the rows. Losses whose names begin with `D` are the
+    discriminator's. The file is replaced in one step. Raises `InputError` for `images_per_epoch`
+    below 1, or a file that cannot be written.
     """
     if images_per_epoch < 1:
         raise InputError(f"images_per_epoch must be at least 1, got {images_per_epoch}")
@@ -104,7 +105,9 @@ def _draw_panel(panel, title: str, series: dict[str, tuple[np.ndarray, np.ndarra
 
 
 def _set_range(panel, drawn: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Show every smooth line and nearly all raw values, so that a rare spike does not flatten the rest."""
+    """Show every smooth line and nearly all raw values, so that a rare spike does not flatten the
+    rest.
+    """
     raw = np.concatenate([values for values, _ in drawn])
     smooth = np.concatenate([line for _, line in drawn])
     raw, smooth = raw[np.isfinite(raw)], smooth[np.isfinite(smooth)]

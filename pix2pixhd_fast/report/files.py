@@ -15,7 +15,9 @@ LONGEST_NAME = 255  # bytes, the limit of ext4, xfs, tmpfs and NTFS
 
 @contextmanager
 def explain_failure(path: Path) -> Iterator[None]:
-    """Turn the operating system's complaint about writing `path` into one sentence, an `InputError`."""
+    """Turn the operating system's complaint about writing `path` into one sentence, an
+    `InputError`.
+    """
     try:
         yield
     except OSError as error:
@@ -26,10 +28,10 @@ def explain_failure(path: Path) -> Iterator[None]:
 def replace_file(path: Path, sync: bool = False) -> Iterator[BinaryIO]:
     """Open a binary file that becomes `path` when the block ends without an error.
 
-    It is written beside `path` under another name and takes its place in one step, so `path` is always
-    the old file or the whole new one. After an error, or an interrupt, the old file stays and nothing
-    is left over. With `sync` the bytes are on the disk before the old file goes. Raises `InputError`
-    when the file cannot be written.
+    It is written beside `path` under another name and takes its place in one step, so `path` is
+    always the old file or the whole new one. After an error, or an interrupt, the old file stays
+    and nothing is left over. With `sync` the bytes are on the disk before the old file goes. Raises
+    `InputError` when the file cannot be written.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     with explain_failure(path):
@@ -46,7 +48,9 @@ def replace_file(path: Path, sync: bool = False) -> Iterator[BinaryIO]:
 
 
 def make_folder(folder: Path) -> None:
-    """Create `folder` and its parents where they are missing; `InputError` when that is not possible."""
+    """Create `folder` and its parents where they are missing; `InputError` when that is not
+    possible.
+    """
     with explain_failure(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -54,8 +58,8 @@ def make_folder(folder: Path) -> None:
 def file_name(name: str, suffix: str) -> str:
     """Return `name` + `suffix` as the name of a file in one folder.
 
-    Path separators, and characters that control a terminal, become `_`. A name that is too long for the
-    file system is cut and gets eight digits of its hash, so that two long names stay two names.
+    Path separators, and characters that control a terminal, become `_`. A name that is too long for
+    the file system is cut and gets eight digits of its hash, so that two long names stay two names.
     """
     plain = "".join("_" if c in "/\\" or ord(c) < 32 or ord(c) == 127 else c for c in name)
     room = LONGEST_NAME - len(os.fsencode(suffix))

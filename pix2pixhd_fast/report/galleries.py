@@ -19,9 +19,9 @@ REFRESH = 30  # seconds
 class TrainingPage:
     """The training page of experiment `name`, usually in `checkpoints/<name>/web`.
 
-    `folder/index.html` shows `folder/images/epoch<NNN>_<what>.jpg`, `display_winsize` pixels wide, the
-    newest epoch first, and loads itself again every 30 s. Raises `InputError` when the folder cannot be
-    made.
+    `folder/index.html` shows `folder/images/epoch<NNN>_<what>.jpg`, `display_winsize` pixels wide,
+    the newest epoch first, and loads itself again every 30 s. Raises `InputError` when the folder
+    cannot be made.
     """
 
     def __init__(self, folder: Path | str, name: str, display_winsize: int):
@@ -35,10 +35,10 @@ class TrainingPage:
     ) -> None:
         """Write the pictures of `epoch` over earlier ones of the same epoch, then the page.
 
-        The page shows every epoch up to this one whose pictures are on disk, so also those before a run
-        was resumed; files of later epochs (a run gone on from an earlier checkpoint) stay on disk
-        unshown. `curves`, a picture of the losses, comes first; it is copied into `images` unless it
-        lies there. Raises `InputError` when something cannot be read or written.
+        The page shows every epoch up to this one whose pictures are on disk, so also those before a
+        run was resumed; files of later epochs (a run gone on from an earlier checkpoint) stay on
+        disk unshown. `curves`, a picture of the losses, comes first; it is copied into `images`
+        unless it lies there. Raises `InputError` when something cannot be read or written.
         """
         for what, array in pictures.items():
             save_picture(array, self.images / file_name(f"epoch{epoch:03d}_{what}", ".jpg"))
@@ -81,8 +81,8 @@ class ResultsPage:
     """The results of a test, usually in `results/<name>/<phase>_<epoch>`.
 
     `folder/index.html` shows `folder/images/<stem>_<what>.jpg`, one row per stem, `display_winsize`
-    pixels wide. `width_factor` widens the files (the option `aspect_ratio`). Raises `InputError` when
-    the folder cannot be made.
+    pixels wide. `width_factor` widens the files (the option `aspect_ratio`). Raises `InputError`
+    when the folder cannot be made.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class ResultsPage:
     def add(self, stem: str, pictures: dict[str, np.ndarray]) -> None:
         """Write the pictures of one sample and add its row; call `save` to see it.
 
-        A stem that this page has already (files of one name in several folders) gets `-2`, `-3`, ...
-        Raises `InputError` when a picture cannot be written.
+        A stem that this page has already (files of one name in several folders) gets `-2`, `-3`,
+        ... Raises `InputError` when a picture cannot be written.
         """
         plain = file_name(stem, "")
         unique, number = plain, 1
@@ -119,7 +119,9 @@ class ResultsPage:
         self._page.pictures(row, self.display_winsize)
 
     def save(self) -> None:
-        """Write the page with all rows so far: one small file, cheap enough for after every picture."""
+        """Write the page with all rows so far: one small file, cheap enough for after every
+        picture.
+        """
         self._page.save()
 
 

@@ -39,7 +39,8 @@ class LossLog:
     def start(self) -> None:
         """Append the line that begins a run: `================ Training Loss (<now>) ...`.
 
-        A last line that an earlier run left unfinished is ended first, so that nothing is glued to it.
+        A last line that an earlier run left unfinished is ended first, so that nothing is glued to
+        it.
         """
         make_folder(self.path.parent)
         with explain_failure(self.path), open(self.path, "ab+") as file:
@@ -51,7 +52,9 @@ class LossLog:
             file.write(f"{rule} Training Loss ({time.ctime()}) {rule}\n".encode())
 
     def append(self, epoch: int, iters: int, seconds: float, losses: dict[str, float]) -> str:
-        """Append one row, leaving out losses that are exactly zero; return the line without its end."""
+        """Append one row, leaving out losses that are exactly zero; return the line without its
+        end.
+        """
         parts = [f"(epoch: {epoch}, iters: {iters}, time: {seconds:.3f}) "]
         parts += [f"{name}: {value:.3f} " for name, value in losses.items() if value != 0]
         line = "".join(parts)
@@ -62,8 +65,8 @@ class LossLog:
     def truncate_after(self, epoch: int, iters: int) -> int:
         """Remove the rows after image `iters` of `epoch`, where a run goes on; return how many.
 
-        All other lines stay as they are. The file is replaced in one step, or left alone when there is
-        nothing to remove; a file that does not exist has nothing to remove.
+        All other lines stay as they are. The file is replaced in one step, or left alone when there
+        is nothing to remove; a file that does not exist has nothing to remove.
         """
         if not self.path.exists():
             return 0
@@ -78,8 +81,8 @@ class LossLog:
 def read_loss_log(path: Path | str) -> list[LossRow]:
     """Read the rows of a loss log, ours or the original's, in the order of the file.
 
-    Lines that begin a run, lines that are damaged and a last line without its end (a run was cut off
-    while it wrote) are skipped. Raises `InputError` when the file cannot be read.
+    Lines that begin a run, lines that are damaged and a last line without its end (a run was cut
+    off while it wrote) are skipped. Raises `InputError` when the file cannot be read.
     """
     text = _read(Path(path)).decode(errors="replace")
     rows = [_parse(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

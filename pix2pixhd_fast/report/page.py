@@ -22,9 +22,9 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 class Page:
     """The page `folder/index.html`; its pictures lie in `folder/images/`, the attribute `images`.
 
-    Blocks appear in the order in which they are added; `save` writes the page, as often as wanted. With
-    `refresh` the page loads itself again every so many seconds. Both folders are created. All text is
-    escaped, any file name works. Raises `InputError` when a folder cannot be made.
+    Blocks appear in the order in which they are added; `save` writes the page, as often as wanted.
+    With `refresh` the page loads itself again every so many seconds. Both folders are created. All
+    text is escaped, any file name works. Raises `InputError` when a folder cannot be made.
     """
 
     def __init__(self, folder: Path | str, title: str, refresh: int | None = None):
@@ -50,8 +50,8 @@ class Page:
     def pictures(self, pictures: Sequence[tuple[str, str]], width: int = 512) -> None:
         """Add a row of pictures (file name in `images`, caption), each at most `width` pixels wide.
 
-        A narrow window shrinks them to six tenths of that, then breaks the row. Raises `InputError` when
-        a file is not there.
+        A narrow window shrinks them to six tenths of that, then breaks the row. Raises `InputError`
+        when a file is not there.
         """
         figures = "\n".join(self._figure(name, caption) for name, caption in pictures)
         if figures:
@@ -63,7 +63,8 @@ class Page:
         self._blocks.append(self._figure(filename, caption, ' class="wide"'))
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Add a table; floats are shown with four digits, columns of numbers are aligned to the right.
+        """Add a table; floats are shown with four digits, columns of numbers are aligned to the
+        right.
 
         Raises `InputError` when a row has more or fewer cells than there are headers.
         """

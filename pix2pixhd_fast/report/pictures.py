@@ -17,10 +17,10 @@ def save_picture(
 ) -> None:
     """Write uint8 [H, W, 3] (RGB) or [H, W] (grey) to `path`, a JPEG or a PNG by its extension.
 
-    First the picture is made `width_factor` times as wide (bicubic), then it is encoded (`quality` of
-    JPEG: 1 to 100, colours at full resolution so that edges of label maps stay sharp), then it takes the
-    place of an older file in one step. Raises `InputError`, naming `path`, for another extension,
-    another array, a bad factor or quality, or a place that cannot be written.
+    First the picture is made `width_factor` times as wide (bicubic), then it is encoded (`quality`
+    of JPEG: 1 to 100, colours at full resolution so that edges of label maps stay sharp), then it
+    takes the place of an older file in one step. Raises `InputError`, naming `path`, for another
+    extension, another array, a bad factor or quality, or a place that cannot be written.
     """
     path = Path(path)
     _check(array, path, quality, width_factor)

@@ -11,8 +11,8 @@ from pix2pixhd_fast.report.files import explain_failure, make_folder
 class TensorBoardLog:
     """Writer of TensorBoard events into `folder` (created where it is missing).
 
-    The tags are the names that are given, as in the original. TensorBoard is imported here, not with
-    the package; raises `InputError` when it is not installed or the folder cannot be written.
+    The tags are the names that are given, as in the original. TensorBoard is imported here, not
+    with the package; raises `InputError` when it is not installed or the folder cannot be written.
     """
 
     def __init__(self, folder: Path | str):

@@ -1,0 +1,61 @@
+"""The generator of the paper, once, at 2048x1024: what it takes here."""
+
+import resource
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pix2pixhd_fast.model import Pix2PixHD
+from pix2pixhd_fast.options import Options
+
+# the 1024p generator of the paper and of the original's scripts/test_1024p.sh
+PAPER_SIZE = dict(netG="local", ngf=32)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one synthesis took: seconds, and the peak memory in GiB while it ran.
+
+    `memory` is what was allocated on a GPU, or the resident memory of the process on the CPU.
+    """
+
+    seconds: float
+    memory: float
+    device: torch.device
+
+
+def measure_paper_size(label: Tensor, inst: Tensor, device: str = "auto") -> Measurement:
+    """Synthesise one picture with the paper's G1+G2 and random weights; time excludes the building.
+
+    `label` and `inst`: integer ids [1, 1, H, W] with Cityscapes labels.
+    """
+    model = Pix2PixHD(Options(isTrain=False, device=device, **PAPER_SIZE))
+    on_gpu = model.device.type == "cuda"
+    _reset_peak(on_gpu)
+    start = time.perf_counter()
+    model.synthesize(label, inst)
+    if on_gpu:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_resident()
+    return Measurement(seconds, peak / 2**30, model.device)
+
+
+def _reset_peak(on_gpu: bool) -> None:
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # Linux: the peak starts again from the present size
+
+
+def _peak_resident() -> int:
+    """Bytes; where the peak cannot be reset, since the start of the process."""
+    with suppress(OSError), open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
