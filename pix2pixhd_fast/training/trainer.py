@@ -42,7 +42,9 @@ class Trainer:
         elif options.load_pretrain:
             for letter, net in self.model.networks().items():
                 print(
-                    load_pretrained(Path(options.load_pretrain), options.which_epoch, letter, net)
+                    load_pretrained(
+                        options.load_pretrain, options.which_epoch, letter, net, options
+                    )
                 )
 
     @property
