@@ -1,7 +1,7 @@
-"""The packages and the optional binary, pix2pixhd_fast/_C.abi3.so; everything else is in pyproject.toml.
+"""The packages and the optional binary, pix2pixhd_fast/_C.abi3.so; the rest is in pyproject.toml.
 
-The binary holds the C++ and CUDA kernels. Where it cannot be built the package installs without it, one
-line says why, and the PyTorch reference of every op runs instead. Environment variables:
+The binary holds the C++ and CUDA kernels. Where it cannot be built the package installs without it,
+one line says why, and the PyTorch reference of every op runs instead. Environment variables:
 
 PIX2PIXHD_FAST_CPP=0          no binary
 PIX2PIXHD_FAST_CUDA=0         no CUDA in the binary
@@ -18,7 +18,7 @@ from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
 BUILD_COMMANDS = {"bdist_wheel", "build", "build_ext", "editable_wheel", "install"}
-# The binary uses only the stable ABI of PyTorch 2.11: it runs on every later PyTorch, and every Python.
+# The binary uses only the stable ABI of PyTorch 2.11: it runs on every later PyTorch, any Python.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
@@ -45,7 +45,7 @@ def cuda_home() -> Path | None:
 
 
 def binary() -> dict:
-    """The arguments of setup() for the binary; none where it is not asked for or PyTorch is missing."""
+    """The arguments of setup() for the binary; none where not asked for or without PyTorch."""
     if not BUILD_COMMANDS.intersection(sys.argv):
         return {}
     if os.getenv("PIX2PIXHD_FAST_CPP", "1") == "0":
@@ -54,7 +54,7 @@ def binary() -> dict:
     with_cuda = os.getenv("PIX2PIXHD_FAST_CUDA", "1") != "0" and bool(sources("*.cu"))
     home = cuda_home() if with_cuda else None
     if home:
-        # Read by torch.utils.cpp_extension; without a list of its own it looks at the cards it sees.
+        # Read by torch.utils.cpp_extension; without a list it looks at the cards it sees.
         os.environ["CUDA_HOME"] = str(home)
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
     try:

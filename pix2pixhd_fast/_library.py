@@ -10,8 +10,8 @@ import torch
 
 from pix2pixhd_fast.errors import InputError
 
-# ref: the references only; cpp: the compiled kernels, which must be there; triton: Triton for the GPU
-# and the compiled kernels for the CPU; auto: the fastest that there is, per op.
+# ref: the references only; cpp: the compiled kernels, which must be there; triton: Triton for the
+# GPU and the compiled kernels for the CPU; auto: the fastest that there is, per op.
 BACKENDS = ("auto", "ref", "cpp", "triton")
 BACKEND = os.getenv("PIX2PIXHD_FAST_BACKEND", "auto")
 BINARY = Path(__file__).with_name("_C.abi3.so")

@@ -29,7 +29,7 @@ NETWORKS = dict(
     nef=8,
     n_downsample_E=3,
 )
-TRAINING = dict(ndf=32, lr=5e-4, no_vgg_loss=True, print_freq=20, display_freq=60)
+TRAINING = dict(ndf=16, lr=5e-4, no_vgg_loss=True, print_freq=20, display_freq=60)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Demo:
     """
 
     folder: Path
-    minutes: float = 4.0
+    minutes: float = 5.0
     seed: int = 0
     device: str = "auto"
 
@@ -134,9 +134,9 @@ class Demo:
     ) -> Path:
         page = Page(self.folder, "pix2pixhd_fast: demo")
         page.text(
-            "Drawn street scenes the networks have not seen: the label map they are given, the picture "
-            "they make of it, and the drawing. Colours of objects come from the drawing through the "
-            "encoder, as one mean per object."
+            "Drawn street scenes that the networks have not seen: the label map they are given, the "
+            "picture they make of it, and the drawing. Colours of objects come from the drawing, "
+            "through the encoder, as one mean per object."
         )
         for number, pictures in enumerate(rows.values(), start=1):
             named = {f"{number}_{what}.png": array for what, array in pictures.items()}

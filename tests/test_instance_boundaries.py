@@ -20,7 +20,7 @@ SHAPES = [(1, 1, 1), (1, 1, 7), (2, 7, 1), (3, 5, 6), (2, 9, 33), (1, 3, 131), (
 
 
 def draw(n, h, w, dtype=torch.int32, seed=0):
-    """Ids of few values, in runs: about as many edges as not. Some differ in their high half only."""
+    """Ids of few values, in runs: about as many edges as not. Some differ in the high half only."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 3, (n, 1, h, w), generator=generator)
     high = 32 if dtype == torch.int64 else 16

@@ -67,7 +67,8 @@ def test_training_step_changes_every_network(name, size):
     o = options(**CONFIGURATIONS[name])
     model = Pix2PixHD(o, device="cpu")
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    # the scale of fp16 losses starts too high on purpose: the first steps find it and change nothing
+    # the scale of fp16 losses starts too high on purpose: the first steps find it and change
+    # nothing
     for _ in range(12 if o.amp == "fp16" else 1):
         losses = model.training_step(batch(size, 2, o))
     assert list(losses) == ["G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake"]

@@ -20,7 +20,8 @@ ORIGINAL = (
     "================ Training Loss (Sat Nov 18 10:21:35 2017) ================\n"
     "(epoch: 1, iters: 100, time: 0.305) G_GAN: 1.262 G_GAN_Feat: 11.093 G_VGG: 8.715 "
     "D_real: 0.742 D_fake: 0.611 \n"
-    "(epoch: 1, iters: 200, time: 0.287) G_GAN: 0.814 G_GAN_Feat: 9.350 D_real: nan D_fake: 0.470 \n"
+    "(epoch: 1, iters: 200, time: 0.287) G_GAN: 0.814 G_GAN_Feat: 9.350 "
+    "D_real: nan D_fake: 0.470 \n"
     "================ Training Loss (Sun Nov 19 08:00:01 2017) ================\n"
     "(epoch: 12, iters: 2900, time: 0.289) G_GAN: 0.702 \n"
 )
@@ -231,7 +232,8 @@ def test_curves_that_cannot_be_drawn_are_explained(tmp_path):
 def test_importing_the_room_loads_neither_matplotlib_nor_tensorboard():
     code = (
         "import sys, pix2pixhd_fast.report\n"
-        "print([m for m in ('matplotlib', 'tensorboard', 'triton', 'torchvision') if m in sys.modules])"
+        "print([m for m in ('matplotlib', 'tensorboard', 'triton', 'torchvision') "
+        "if m in sys.modules])"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -26,7 +26,7 @@ AWKWARD = [
 
 
 class Reader(HTMLParser):
-    """Collects pictures, links and texts by element, and checks that elements are closed in order."""
+    """Collects pictures, links and texts by element; checks that elements are closed in order."""
 
     def __init__(self, path):
         super().__init__()
@@ -60,7 +60,7 @@ class Reader(HTMLParser):
             self.texts.setdefault(self.open[-1] if self.open else "", []).append(data.strip())
 
     def file_of(self, link):
-        """Resolve a link as a browser does: drop query and fragment, then decode the percent signs."""
+        """Resolve a link as a browser does: drop query and fragment, decode the percent signs."""
         parts = urlsplit(link)
         assert not parts.scheme and not parts.netloc, f"{link} leads away"
         return os.path.join(os.fsencode(self.folder), unquote_to_bytes(parts.path))

@@ -21,7 +21,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def full_file(tmp_path):
-    """A state_dict as torchvision's classifier has it, with random weights; its file and tensors."""
+    """A state_dict as torchvision's classifier has it, random weights; its file and tensors."""
     state, channels, index = {}, 3, 0
     for width in PLAN:
         if width:

@@ -1,4 +1,4 @@
-"""`CheckpointFolder`: the files `<label>_net_{G,D,E}.pth` and `<label>_state.pth` of one experiment."""
+"""`CheckpointFolder`: files `<label>_net_{G,D,E}.pth`, `<label>_state.pth` of one experiment."""
 
 import contextlib
 import os
@@ -24,9 +24,9 @@ _PLAIN = (type(None), bool, int, float, str, bytes)
 class CheckpointFolder:
     """The checkpoints of one experiment, `<checkpoints_dir>/<name>`, in the original's format.
 
-    A label is `latest` or an epoch number. The networks of a label and its state always come from the
-    same `save`, whenever the process was killed or the machine stopped. One process at a time may
-    save; any number may load meanwhile.
+    A label is `latest` or an epoch number. The networks of a label and its state always come from
+    the same `save`, whenever the process was killed or the machine stopped. One process at a time
+    may save; any number may load meanwhile.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -38,13 +38,13 @@ class CheckpointFolder:
         networks: Mapping[str, nn.Module],
         state: dict | None = None,
     ) -> None:
-        """Save networks, by letter (G, D, E), and the state of the training, under one or more labels.
+        """Save networks, by letter (G, D, E), and the state of the training, under labels.
 
         All files of all labels are replaced together or not at all; files that a label had and that
-        are not part of this save (E, state) are deleted with it. `state` is a nested dict of tensors
-        and plain values (str, int, float, bool, None, bytes, list, tuple); `TypeError` names anything
-        else. Tensors are saved from the CPU. Raises `InputError` where a file cannot be written: then
-        what was saved before is unchanged.
+        are not part of this save (E, state) are deleted with it. `state` is a nested dict of
+        tensors and plain values (str, int, float, bool, None, bytes, list, tuple); `TypeError`
+        names anything else. Tensors are saved from the CPU. Raises `InputError` where a file cannot
+        be written: then what was saved before is unchanged.
         """
         labels = (labels,) if isinstance(labels, str) else tuple(dict.fromkeys(labels))
         for label in labels:
@@ -104,13 +104,13 @@ class CheckpointFolder:
         return self.load(label, {}, with_state=True)
 
     def read_network(self, label: str, letter: str) -> tuple[Path, dict[str, Tensor]]:
-        """The file of a network and its state_dict, on the CPU; raises `InputError` as `load` does."""
+        """The file of a network and its state_dict, on the CPU; `InputError` as from `load`."""
         with self._opened(label, [f"net_{letter}"]) as files:
             path, file = self._require(files, label, f"net_{letter}")
             return path, read_state_dict(file, path)
 
     def labels(self, letter: str = "") -> list[str]:
-        """Labels that have a network (or: the network with this letter), epochs in order, then words."""
+        """Labels with a network (or: the network of this letter), epochs in order, then words."""
         if not self.folder.is_dir():
             return []
         matches = map(_FILE.fullmatch, transaction.committed_names(self.folder))
@@ -156,7 +156,7 @@ def _parts(
 
 
 def _plain(value: Any, name: str) -> Any:
-    """`value` with its tensors on the CPU; raises `TypeError` for what only a pickle with code can hold."""
+    """`value`, its tensors on the CPU; `TypeError` for what only a pickle with code can hold."""
     if isinstance(value, Tensor):
         return _on_cpu(value)
     if isinstance(value, dict):
@@ -172,7 +172,7 @@ def _plain(value: Any, name: str) -> Any:
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    """A contiguous CPU tensor that holds no more memory than its own: torch.save writes whole storages."""
+    """A contiguous CPU tensor with no memory but its own: torch.save writes whole storages."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
         return tensor.clone()

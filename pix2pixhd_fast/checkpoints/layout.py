@@ -27,8 +27,9 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
 def layout(shapes: Shapes, letter: str) -> dict[str, str | int | bool]:
     """Options and their values, as far as the shapes of network `letter` (G, D, E) show them.
 
-    Sizes that several options make up are under `INPUT_CHANNELS`. For G, `n_local_enhancers` is 0 and
-    `n_blocks_local` absent where there are no enhancers. Empty where they are not of such a network.
+    Sizes that several options make up are under `INPUT_CHANNELS`. For G, `n_local_enhancers` is 0
+    and `n_blocks_local` absent where there are no enhancers. Empty where they are not of such a
+    network.
     """
     read = {"G": _generator, "D": _discriminator, "E": _encoder}[letter]
     try:
@@ -59,7 +60,8 @@ def output_head(shapes: Shapes) -> str:
 def input_changes(letter: str, options: Options, channels: int) -> list[dict[str, int | bool]]:
     """The likeliest changes of options after which the first layer of G or D takes `channels`.
 
-    Fewer changes are likelier than more, back to a default than away from it, a switch than a number.
+    Fewer changes are likelier than more, back to a default than away from it, a switch than a
+    number.
     """
     size = "netG_input_nc" if letter == "G" else "netD_input_nc"
     ranked = []

@@ -1,4 +1,4 @@
-"""Starting a model from the networks of a coarser one: G1 into G1+G2, fewer scales of D into more."""
+"""Starting a model from a coarser one's networks: G1 into G1+G2, fewer scales of D into more."""
 
 import os
 from dataclasses import dataclass
@@ -44,10 +44,10 @@ def load_pretrained(
 ) -> PretrainReport:
     """Start `module` (network `letter`: G, D, E) from a checkpoint of the same or a coarser model.
 
-    The checkpoint may lack the outermost enhancers of G, then its own output layer is not used; it may
-    lack whole scales of D. What it lacks keeps its values. Everything else must be there with its shape.
-    D and E may have no file. Raises `InputError`, as `CheckpointFolder.load` does, before the module
-    changes.
+    The checkpoint may lack the outermost enhancers of G, then its own output layer is not used; it
+    may lack whole scales of D. What it lacks keeps its values. Everything else must be there with
+    its shape. D and E may have no file. Raises `InputError`, as `CheckpointFolder.load` does,
+    before the module changes.
     """
     checkpoints = CheckpointFolder(folder)
     path = checkpoints.folder / f"{label}_net_{letter}.pth"
@@ -69,7 +69,7 @@ def load_pretrained(
 def _set_aside(
     found: Difference, file: Shapes, letter: str
 ) -> tuple[Difference, tuple[str, ...], list[str]]:
-    """The differences that a coarser checkpoint does not explain, what starts fresh, and its head."""
+    """Differences that a coarser checkpoint does not explain, what starts fresh, its head."""
     if letter == "G":
         finest = max(map(enhancer_of, file), default=0)
         group_of = {n: f"model{enhancer_of(n)}" for n in found.missing if enhancer_of(n) > finest}

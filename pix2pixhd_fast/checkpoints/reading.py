@@ -1,4 +1,4 @@
-"""Reading what torch.save wrote, without ever running code from the file, and old formats made current."""
+"""Reading what torch.save wrote, never running code from the file; old formats made current."""
 
 import warnings
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ def read_state_dict(file: BinaryIO, path: Path) -> dict[str, Tensor]:
     """The state_dict in `file`, on the CPU; `path` is its name in errors.
 
     Both formats of torch.save are read (zip archives, and the older one of the original's published
-    networks). Keys that all start with "module." (saved from a DataParallel wrapper) lose it. Raises
-    `InputError` for a damaged file, for anything that is not a state_dict, and for a pickle that would
-    run code.
+    networks). Keys that all start with "module." (saved from a DataParallel wrapper) lose it.
+    Raises `InputError` for a damaged file, for anything that is not a state_dict, and for a pickle
+    that would run code.
     """
     content = _read(file, path, "a state_dict saved with torch.save")
     if not isinstance(content, dict):
@@ -37,7 +37,7 @@ def read_state_dict(file: BinaryIO, path: Path) -> dict[str, Tensor]:
 
 
 def read_state(file: BinaryIO, path: Path) -> dict:
-    """The dict of tensors and plain values in `file`; raises `InputError` as `read_state_dict` does."""
+    """The dict of tensors and plain values in `file`; `InputError` as from `read_state_dict`."""
     content = _read(file, path, "the state of a training saved by this package")
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a dict, it holds a {type(content).__name__}")
@@ -45,10 +45,10 @@ def read_state(file: BinaryIO, path: Path) -> dict:
 
 
 def make_current(tensors: dict[str, Tensor], module: nn.Module, path: Path) -> None:
-    """Change, in place, what older versions of PyTorch saved differently for the layers of `module`.
+    """Change, in place, what older PyTorch versions saved differently for layers of `module`.
 
-    Batch norms of before 0.4 had no `num_batches_tracked`: it is added, as 0. Instance norms of before
-    0.4 had running statistics, which today's do not use: they are dropped, with a warning.
+    Batch norms of before 0.4 had no `num_batches_tracked`: it is added, as 0. Instance norms of
+    before 0.4 had running statistics, which today's do not use: they are dropped, with a warning.
     """
     own = module.state_dict()
     for name in own:
@@ -60,8 +60,8 @@ def make_current(tensors: dict[str, Tensor], module: nn.Module, path: Path) -> N
         del tensors[name]
     if dropped:
         warnings.warn(
-            f"{path}: {len(dropped)} running statistics of instance norms, saved by PyTorch before 0.4, "
-            f"are not used",
+            f"{path}: {len(dropped)} running statistics of instance norms, saved by PyTorch "
+            f"before 0.4, are not used",
             stacklevel=4,
         )
 
@@ -69,7 +69,7 @@ def make_current(tensors: dict[str, Tensor], module: nn.Module, path: Path) -> N
 def _is_old_instance_norm(
     name: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], module: nn.Module
 ) -> bool:
-    """Whether this is a running statistic of a layer that here has no parameters or buffers at all."""
+    """Whether this is a running statistic of a layer that here has no parameters or buffers."""
     layer, _, kind = name.rpartition(".")
     if kind not in _RUNNING or name in own or f"{layer}.weight" in tensors:
         return False

@@ -1,9 +1,9 @@
-"""Several files of one folder, replaced together: all or none, whenever the process or machine stops.
+"""Files of one folder, replaced together: all or none, whenever the process or machine stops.
 
 A transaction first writes every file under a temporary name (`.<name>.<token>.tmp`), then a journal
-(`.<token>.commit.json`) that says which temporary file becomes which file, then it renames. The journal
-appears with one rename: before it the old files count, after it the new ones. What a killed writer left
-to do is done by the next one; until then readers look through the journal.
+(`.<token>.commit.json`) that says which temporary file becomes which file, then it renames. The
+journal appears with one rename: before it the old files count, after it the new ones. What a killed
+writer left to do is done by the next one; until then readers look through the journal.
 """
 
 import errno
@@ -26,10 +26,11 @@ _OPENING_ATTEMPTS = 100
 
 
 class Transaction:
-    """`with Transaction(folder) as files`: `files.write(...)`, `files.remove(...)`; committed at the end.
+    """`with Transaction(folder) as files`: `files.write(...)`, `files.remove(...)`; then commits.
 
-    Entering finishes what an interrupted writer had committed and deletes the temporary files of writers
-    that no longer run. An exception inside leaves the folder as it was. One writer per folder.
+    Entering finishes what an interrupted writer had committed and deletes the temporary files of
+    writers that no longer run. An exception inside leaves the folder as it was. One writer per
+    folder.
     """
 
     def __init__(self, folder: Path):
@@ -49,7 +50,7 @@ class Transaction:
         return self
 
     def write(self, name: str, content: object) -> None:
-        """Save `content` with torch.save under a temporary name; the file `name` is not touched yet.
+        """Save `content` with torch.save under a temporary name; file `name` is not touched yet.
 
         Raises `InputError` naming the file and the reason where it cannot be written (disk full).
         """
@@ -82,7 +83,7 @@ class Transaction:
                 file.flush()
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
-            # torch raises its own error while it closes an archive that a failed write left incomplete
+            # torch raises its own error as it closes an archive that a failed write left incomplete
             cause = error if isinstance(error, OSError) else error.__context__
             reason = getattr(cause, "strerror", None) or error
             raise InputError(
@@ -123,7 +124,7 @@ def committed_names(folder: Path) -> set[str]:
 
 
 def open_together(folder: Path, names: Iterable[str]) -> dict[str, BinaryIO | None]:
-    """Open files that belong to one commit, also while a writer is busy; None for those that are missing.
+    """Open files that belong to one commit, also while a writer is busy; None for missing ones.
 
     The caller closes them. Raises `InputError` for a file that cannot be opened.
     """
@@ -185,7 +186,8 @@ def _read_journal(path: Path) -> _Journal | None:
         return None  # its writer has just finished
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} must be the journal of an unfinished save (JSON: replace, remove), it is damaged"
+            f"{path} must be the journal of an unfinished save (JSON: replace, remove), "
+            f"it is damaged"
         ) from error
     return journal
 

@@ -62,7 +62,7 @@ class TrainingPage:
         return curves.name
 
     def _epochs(self, last: int, order: list[str]) -> list[tuple[int, list[tuple[str, str]]]]:
-        """(epoch, [(file, caption)]) on disk, newest first; pictures as in `order`, others by name."""
+        """(epoch, [(file, caption)]) on disk, newest first; pictures in `order`, others by name."""
         found: dict[int, list[tuple[str, str]]] = {}
         for path in self.images.iterdir():
             match = _EPOCH_PICTURE.fullmatch(path.name)

@@ -99,7 +99,7 @@ def _parse(line: str) -> LossRow | None:
 
 
 def _position(line: bytes) -> tuple[int, int]:
-    """(epoch, iters) of a row, also of a damaged one that still says it; (-1, -1) of other lines."""
+    """(epoch, iters) of a row, also of a damaged one that still says it; else (-1, -1)."""
     match = _POSITION.match(line)
     return (int(match[1]), int(match[2])) if match else (-1, -1)
 

@@ -15,7 +15,8 @@ from pix2pixhd_fast.report.theme import SCRIPT, STYLE
 
 _EAGER = 12  # pictures: about what is seen first; later ones load when they are scrolled to
 
-# What HTML cannot hold: control characters but tab and line feed, lone surrogates (undecodable names).
+# What HTML cannot hold: control characters but tab and line feed, lone surrogates (undecodable
+# names).
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -59,7 +60,7 @@ class Page:
             self._blocks.append(f'<div class="row" style="{style}">\n{figures}\n</div>')
 
     def figure(self, filename: str, caption: str) -> None:
-        """Add one picture of `images` in its own size, or the width of the window if that is less."""
+        """Add one picture of `images` in its own size, or as wide as the window if that is less."""
         self._blocks.append(self._figure(filename, caption, ' class="wide"'))
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -122,7 +123,7 @@ class Page:
         if name != path.name or not path.is_file():
             raise InputError(f"{path} must be a picture in the images folder of the page")
         link = "images/" + quote(os.fsencode(name), safe="")
-        # Only a page that loads itself again meets changed pictures under names that a browser remembers.
+        # Only a page that loads itself again meets changed pictures under names browsers remember.
         source = f"{link}?{path.stat().st_mtime_ns:x}" if self.refresh else link
         caption = _escape(caption)
         self._shown += 1

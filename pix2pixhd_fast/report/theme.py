@@ -44,8 +44,9 @@ dialog p { max-width: none; margin: 0; padding: 9px 16px; font-size: .88rem; col
 dialog small { color: #93a0af; }
 """.strip()
 
-# A click on a picture opens it over the page; the arrow keys leaf through all pictures in place, which
-# shows differences between label, synthesised and real picture. The page waits with its refresh meanwhile.
+# A click on a picture opens it over the page; the arrow keys leaf through all pictures in place,
+# which shows differences between label, synthesised and real picture. The page waits with its
+# refresh meanwhile.
 SCRIPT = """
 "use strict";
 const links = [...document.querySelectorAll("figure a")];

@@ -82,7 +82,8 @@ class Trainer:
             write_options(o, self.folder / "opt.txt")
         print(
             f"training {o.name} on {self.model.device}: {len(self.dataset)} pictures from "
-            f"{o.dataroot}, epochs {self.position.epoch} to {o.niter + o.niter_decay}, into {self.folder}",
+            f"{o.dataroot}, epochs {self.position.epoch} to {o.niter + o.niter_decay}, "
+            f"into {self.folder}",
             flush=True,
         )
 

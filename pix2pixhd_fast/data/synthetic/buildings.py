@@ -11,7 +11,8 @@ BUILDING = 11
 NEAREST = 2.2
 
 _PLASTER = ((0.86, 0.80, 0.68), (0.80, 0.69, 0.54), (0.87, 0.84, 0.79), (0.76, 0.57, 0.45),
-            (0.70, 0.71, 0.70), (0.83, 0.71, 0.48), (0.70, 0.75, 0.78), (0.80, 0.62, 0.56))  # fmt: skip
+            (0.70, 0.71, 0.70), (0.83, 0.71, 0.48), (0.70, 0.75, 0.78),
+            (0.80, 0.62, 0.56))  # fmt: skip
 _BRICK = ((0.56, 0.30, 0.23), (0.49, 0.28, 0.22), (0.62, 0.41, 0.30), (0.54, 0.38, 0.30))
 _CONCRETE = ((0.66, 0.66, 0.65), (0.74, 0.73, 0.70), (0.58, 0.61, 0.64))
 _ROOF = ((0.46, 0.25, 0.20), (0.28, 0.28, 0.31), (0.38, 0.30, 0.27), (0.50, 0.31, 0.23))
@@ -21,9 +22,10 @@ _ACCENT = ((0.60, 0.12, 0.12), (0.10, 0.30, 0.19), (0.12, 0.21, 0.42), (0.70, 0.
 
 @dataclass(frozen=True)
 class Style:
-    """Looks of one house; lengths in metres, `window` (width, sill, lintel) in shares of bay and floor.
+    """Looks of one house; lengths in metres.
 
-    `table` [16, 32] holds the chances of single windows and doors.
+    `window` (width, sill, lintel) is in shares of bay and floor; `table` [16, 32] holds the chances
+    of single windows and doors.
     """
 
     material: str
@@ -70,8 +72,8 @@ def random_style(rng: np.random.Generator) -> Style:
 class Wall:
     """An upright wall from camera (x, z) `start` to `stop`; `height` to the eaves, `roof` above it.
 
-    `normal` (x, z) points out of the house, `lit` is the share of sun that reaches it, `front` tells
-    the side on the street from a flank.
+    `normal` (x, z) points out of the house, `lit` is the share of sun that reaches it, `front`
+    tells the side on the street from a flank.
     """
 
     start: tuple[float, float]
@@ -112,8 +114,8 @@ class View:
 def view_of(canvas: Canvas, wall: Wall, skyline: Array, crest: Array | None = None) -> View | None:
     """The pixels of a wall that are in the frame and above `skyline`, or None.
 
-    `skyline` [W] is the uppermost row that nearer walls cover in each column; it is raised by this one.
-    `crest` raises the upper edge, by one value for each 25 cm.
+    `skyline` [W] is the uppermost row that nearer walls cover in each column; it is raised by this
+    one. `crest` raises the upper edge, by one value for each 25 cm.
     """
     camera = canvas.world.camera
     columns = _columns(canvas, wall)
@@ -147,7 +149,7 @@ def _crossings(
 ) -> tuple[float, Array, Array, Array]:
     """Where the sight lines of columns [w] meet a wall.
 
-    Its length, the share of it at each column, how much that changes per column, and the distance z.
+    Its length, the share of it at each column, how much that changes per column, the distance z.
     """
     camera = canvas.world.camera
     (x, near), run = wall.start, np.subtract(wall.stop, wall.start)
@@ -174,7 +176,7 @@ def _columns(canvas: Canvas, wall: Wall) -> tuple[int, int] | None:
 
 
 def _rows(canvas: Canvas, edges: tuple[Array, Array], scale: Array) -> tuple[Array, Array, int]:
-    """Height above the ground and cover [h, w] of the rows between two edges [w], and the first row."""
+    """Height above ground and cover [h, w] of the rows between two edges [w], and the first row."""
     camera = canvas.world.camera
     upper, lower = edges
     top = max(int(np.floor(upper.min())), 0)

@@ -53,7 +53,7 @@ class Canvas:
         )
 
     def sees(self, x: float, z: float, reach: float) -> bool:
-        """Whether something that reaches `reach` metres to both sides of camera (x, z) is in the frame."""
+        """Whether what reaches `reach` metres to both sides of camera (x, z) is in the frame."""
         camera = self.world.camera
         middle, half = camera.u0 + camera.focal * x / z, camera.focal * reach / z
         return middle + half > 0 and middle - half < 1
@@ -72,8 +72,8 @@ class Canvas:
     ) -> None:
         """Put `colour` [3, h, w] on the maps where `cover` [h, w] is at least one half.
 
-        Inside that mask the image blends by `cover`, outside it nothing changes. The box must lie inside
-        the frame. Overwrites `colour`.
+        Inside that mask the image blends by `cover`, outside it nothing changes. The box must lie
+        inside the frame. Overwrites `colour`.
         """
         colour *= cover
         self.stamp_covered(left, top, colour, cover, label, inst)

@@ -37,10 +37,10 @@ def write_dataset(
 
     Makes `train_label/`, `train_inst/`, `train_img/` and the same for `test`, with files
     `scene_000000_000001_gtFine_labelIds.png` (8 bits), `..._gtFine_instanceIds.png` (16 bits) and
-    `..._leftImg8bit.png` (RGB), and the manifest `synthetic.json`. Afterwards the folder holds exactly
-    these scenes: those that are there with the same size and seed are kept, missing ones are drawn,
-    others are removed. Files are complete or absent: an interrupted call is finished by the next one.
-    `progress` gets the number of scenes done, after each.
+    `..._leftImg8bit.png` (RGB), and the manifest `synthetic.json`. Afterwards the folder holds
+    exactly these scenes: those that are there with the same size and seed are kept, missing ones
+    are drawn, others are removed. Files are complete or absent: an interrupted call is finished by
+    the next one. `progress` gets the number of scenes done, after each.
 
     Raises `InputError` for a size, count or seed that cannot be drawn, and for a folder that holds
     anything else where these would go; nothing is changed then.
@@ -85,7 +85,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise `InputError` where a file is in the way of a folder, or a folder holds other pictures."""
+    """Raise `InputError` where a file is in a folder's place, or a folder holds other pictures."""
     for part in [folder, *_folders(folder)]:
         if part.exists() and not part.is_dir():
             raise InputError(f"{part} must be a folder to hold synthetic scenes, but is a file")

@@ -36,8 +36,8 @@ class House:
 class _Facade:
     """Albedo [3, h, w] of a wall, painted from the masonry outwards.
 
-    `column` [w] counts bays along the wall and `level` [h, w] floors above the ground floor; `half` and
-    `reach` are half a pixel of them.
+    `column` [w] counts bays along the wall and `level` [h, w] floors above the ground floor; `half`
+    and `reach` are half a pixel of them.
     """
 
     def __init__(self, wall: Wall, view: View):

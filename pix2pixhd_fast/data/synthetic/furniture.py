@@ -65,7 +65,7 @@ class LampPost:
 
 @dataclass(frozen=True)
 class TrafficLight:
-    """Traffic lights at camera (x, z), one on the post and one on an arm; `state` 0 red, 1, 2 green."""
+    """Traffic lights at camera (x, z), on the post and on an arm; `state` 0 red, 1, 2 green."""
 
     x: float
     z: float

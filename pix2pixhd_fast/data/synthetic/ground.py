@@ -67,8 +67,8 @@ def bilinear(tile: Array, rows: Array, columns: Array) -> Array:
 class Ground:
     """Street coordinates of every pixel below the horizon.
 
-    `x` [h, w] and `z` [h, 1] in metres, `hx` and `hz` [h, 1]: half the size of a pixel there; `wide`
-    [h, w]: half the width of street that a pixel spans, which grows to the sides.
+    `x` [h, w] and `z` [h, 1] in metres, `hx` and `hz` [h, 1]: half the size of a pixel there;
+    `wide` [h, w]: half the width of street that a pixel spans, which grows to the sides.
     """
 
     def __init__(self, canvas: Canvas):

@@ -35,7 +35,7 @@ class Barrier(Protocol):
 
 @dataclass
 class Plan:
-    """What stands on the ground, with distances: `walls` and `behind` between them, then `street`."""
+    """What stands on the ground, with distances: `walls`, `behind` between them, then `street`."""
 
     world: World
     walls: list[tuple[float, Barrier]] = field(default_factory=list)

@@ -14,9 +14,9 @@ Corners = Array | Sequence[tuple[float, float, float]]
 class Mesh:
     """Faces in model coordinates: x forwards, y up, z to the right, metres, origin on the ground.
 
-    Faces are planar polygons whose corners run counter-clockwise seen from outside. Faces of a higher
-    layer are drawn over those of a lower one; inside a layer the farther is drawn first. A colour that
-    is a number is that share of the paint, which is chosen when the model is drawn.
+    Faces are planar polygons whose corners run counter-clockwise seen from outside. Faces of a
+    higher layer are drawn over those of a lower one; inside a layer the farther is drawn first. A
+    colour that is a number is that share of the paint, which is chosen when the model is drawn.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ def _visible(
 
 
 def quad(corners: Corners, a0: float, a1: float, b0: float, b1: float) -> Array:
-    """The part of a four-cornered face between shares a (from corner 0 to 1) and b (from 0 to 3)."""
+    """The part of a four-cornered face between shares a (corner 0 to 1) and b (corner 0 to 3)."""
     p0, p1, p2, p3 = np.asarray(corners, float)
 
     def at(a: float, b: float) -> Array:
@@ -125,7 +125,7 @@ def box(
     mesh: Mesh, x: tuple[float, float], y: tuple[float, float], half: float,
     colour: Colour | float, layer: int = 1,
 ) -> dict[str, Array]:  # fmt: skip
-    """Add a box from x[0] to x[1], y[0] to y[1], -half to half; returns front, back and right face."""
+    """Add a box, x[0] to x[1], y[0] to y[1], -half to half; returns front, back, right face."""
     (x0, x1), (y0, y1) = x, y
     faces = {
         "right": np.array([(x0, y0, half), (x1, y0, half), (x1, y1, half), (x0, y1, half)]),

@@ -19,7 +19,8 @@ PLATE = (0.90, 0.90, 0.88)
 class Shape:
     """Size of a car in metres, and where its cabin stands in shares of the length from the rear.
 
-    `deck`: height of boot, belt, bonnet and nose; `cabin`: rear foot, rear roof, front roof, front foot.
+    `deck`: height of boot, belt, bonnet and nose; `cabin`: rear foot, rear roof, front roof,
+    front foot.
     """
 
     length: float

@@ -14,7 +14,8 @@ PERSON, RIDER, BICYCLE = 24, 25, 33
 _SKIN = ((0.87, 0.66, 0.53), (0.76, 0.54, 0.40), (0.50, 0.33, 0.23), (0.92, 0.74, 0.62))
 _HAIR = ((0.12, 0.09, 0.07), (0.30, 0.19, 0.10), (0.62, 0.48, 0.26), (0.45, 0.43, 0.42))
 _SHIRT = ((0.72, 0.14, 0.14), (0.15, 0.28, 0.58), (0.84, 0.82, 0.76), (0.16, 0.40, 0.28),
-          (0.82, 0.60, 0.18), (0.42, 0.20, 0.46), (0.16, 0.16, 0.18), (0.20, 0.50, 0.56))  # fmt: skip
+          (0.82, 0.60, 0.18), (0.42, 0.20, 0.46), (0.16, 0.16, 0.18),
+          (0.20, 0.50, 0.56))  # fmt: skip
 _TROUSERS = ((0.15, 0.19, 0.32), (0.12, 0.12, 0.13), (0.42, 0.36, 0.28), (0.28, 0.32, 0.40))
 _FRAME = ((0.60, 0.10, 0.10), (0.10, 0.22, 0.50), (0.12, 0.12, 0.13), (0.70, 0.72, 0.74),
           (0.10, 0.38, 0.30), (0.80, 0.42, 0.08))  # fmt: skip
@@ -62,7 +63,7 @@ def random_frame(rng: np.random.Generator) -> Colour:
 
 
 def _passes(canvas: Canvas, board: Board, lit: float) -> list[tuple[Array, float, float]]:
-    """Light, sideways shift and thickness of each pass: the dark side, then the bright one over it."""
+    """Light, sideways shift and thickness of each pass: the dark side, then the bright over it."""
     light, side = canvas.world.light, float(np.sign(canvas.world.light.sun[0]))
     normals = np.array([[side * 0.6, 0.35, -0.72], [-side * 0.8, 0.1, -0.6]])
     bright, dark = light.on(normals, lit)

@@ -30,9 +30,9 @@ def scene(width: int = 2048, height: int = 1024, seed: int = 0) -> Scene:
     """Draw the street scene of `seed` at any size from 32 x 32 pixels.
 
     Labels are Cityscapes ids. Instance ids are those of Cityscapes: the label itself for stuff,
-    label * 1000 + k for objects. The same arguments give the same bits, the same seed at another size
-    the same scene (stretched where the ratio is not 2 to 1). Raises `InputError` for a size below 32 or
-    a negative seed.
+    label * 1000 + k for objects. The same arguments give the same bits, the same seed at another
+    size the same scene (stretched where the ratio is not 2 to 1). Raises `InputError` for a size
+    below 32 or a negative seed.
     """
     check_size(width, height, seed)
     world = random_world(int(seed))

@@ -26,9 +26,10 @@ def ink(colour: Colour | Array) -> Ink:
 class Sprite:
     """A picture with cover inside a box of pixels; `fine` sub-pixels along each side of a pixel.
 
-    Colours are albedo times light. `empty` tells that the box is outside the frame: then nothing may
-    be drawn. The picture is of mode CMYK because Pillow averages its four channels as they are (here
-    red, green, blue, cover), where it would divide those of RGBA by the cover, at twice the time.
+    Colours are albedo times light. `empty` tells that the box is outside the frame: then nothing
+    may be drawn. The picture is of mode CMYK because Pillow averages its four channels as they are
+    (here red, green, blue, cover), where it would divide those of RGBA by the cover, at twice
+    the time.
     """
 
     def __init__(self, canvas: Canvas, box: tuple[float, float, float, float]):

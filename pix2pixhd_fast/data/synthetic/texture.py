@@ -28,7 +28,7 @@ def _octave(rng: np.random.Generator, cells: int) -> Array:
 
 @cache
 def noise(name: str) -> Array:
-    """A periodic tile [256, 256], float32, mean 0, deviation 1: "cloud", "patch", "grain" or "leaf"."""
+    """A periodic tile float32 [256, 256], mean 0, deviation 1: cloud, patch, grain or leaf."""
     cells, gain = {
         "cloud": ((4, 8, 16, 32, 64), 0.55),
         "patch": ((8, 16, 32, 64), 0.7),
@@ -86,7 +86,7 @@ def sample(name: str, down: Array, across: Array, footprint: float = 0.0) -> Arr
 def window(
     name: str, corner: tuple[float, float], step: tuple[float, float], size: tuple[int, int]
 ) -> Array:
-    """The tile on a grid of `size` (h, w), from texel `corner` (row, column) on, `step` texels apart.
+    """The tile on a grid of `size` (h, w), from texel `corner` (row, column), `step` texels apart.
 
     Smooth where the tile is magnified, from a halving of the tile where it is reduced.
     """

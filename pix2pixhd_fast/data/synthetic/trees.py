@@ -21,7 +21,7 @@ GREENS = ((0.25, 0.37, 0.13), (0.19, 0.32, 0.13), (0.31, 0.39, 0.14), (0.22, 0.3
 
 @lru_cache(maxsize=2 * CROWNS)
 def crown(kind: int, flip: bool) -> tuple[Image.Image, Image.Image]:
-    """Outline (1 inside, 0 outside) and brightness in [0, 1] of a crown, float pictures of 128 x 128."""
+    """Outline (1 inside, 0 outside) and brightness in [0, 1] of a crown, float, 128 x 128."""
     rng = np.random.default_rng((kind, 77))
     outline = np.zeros((GRID, GRID), np.float32)
     tone = np.full((GRID, GRID), 0.10, np.float32)

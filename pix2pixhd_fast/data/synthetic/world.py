@@ -15,8 +15,9 @@ KERB = 0.28
 class Camera:
     """A pinhole camera at street position (`offset`, `height`, 0) that looks along the street.
 
-    A point (x, y, z) in metres, x to the right of the camera, y up from the ground, z forwards, is seen
-    at u = u0 + focal * x / z of the width and v = v0 + 2 * focal * (height - y) / z of the height.
+    A point (x, y, z) in metres, x to the right of the camera, y up from the ground, z forwards, is
+    seen at u = u0 + focal * x / z of the width and v = v0 + 2 * focal * (height - y) / z of the
+    height.
     """
 
     u0: float
@@ -41,7 +42,7 @@ class Light:
     haze_distance: float
 
     def on(self, normals: Array, visible: Array | float = 1.0) -> Array:
-        """Light [..., 3] that falls on surfaces with unit `normals` [..., 3]; `visible`: sun, 0 to 1."""
+        """Light [..., 3] on surfaces with unit `normals` [..., 3]; `visible`: sun, 0 to 1."""
         normals = np.asarray(normals, np.float32)
         facing = np.maximum(normals @ np.asarray(self.sun, np.float32), 0) * visible
         above = 0.86 + 0.14 * normals[..., 1]
@@ -89,7 +90,7 @@ class Street:
 
 @dataclass
 class World:
-    """What a scene is made of, independent of its size in pixels; `shadow` is (z0, z1, x) of eaves."""
+    """What a scene is made of, whatever its size in pixels; `shadow` is (z0, z1, x) of eaves."""
 
     camera: Camera
     light: Light
