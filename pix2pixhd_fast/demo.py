@@ -134,9 +134,9 @@ class Demo:
     ) -> Path:
         page = Page(self.folder, "pix2pixhd_fast: demo")
         page.text(
-            "Drawn street scenes that the networks have not seen: the label map they are given, the "
-            "picture they make of it, and the drawing. Colours of objects come from the drawing, "
-            "through the encoder, as one mean per object."
+            "Drawn street scenes that the networks have not seen: the label map they are given, "
+            "the picture they make of it, and the drawing. Colours of objects come from the "
+            "drawing, through the encoder, as one mean per object."
         )
         for number, pictures in enumerate(rows.values(), start=1):
             named = {f"{number}_{what}.png": array for what, array in pictures.items()}
