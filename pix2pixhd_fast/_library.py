@@ -21,9 +21,7 @@ _names: list[str] = []
 
 
 def define(name: str, schema: str, reference: Callable) -> None:
-    """Define the op `name`; its reference serves every device without a kernel, and shape
-    inference.
-    """
+    """Define the op `name`; its reference serves devices without a kernel, and shape inference."""
     _library.define(name + schema)
     _library.impl(name, reference, "CompositeExplicitAutograd")
     _names.append(name)

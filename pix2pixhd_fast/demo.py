@@ -29,14 +29,20 @@ NETWORKS = dict(
     nef=8,
     n_downsample_E=3,
 )
-TRAINING = dict(ndf=16, lr=5e-4, no_vgg_loss=True, print_freq=20, display_freq=60)
+TRAINING = dict(
+    ndf=24,
+    n_layers_D=2,
+    lr=1e-3,
+    lambda_feat=40.0,
+    no_vgg_loss=True,
+    print_freq=20,
+    display_freq=60,
+)
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo does, in `folder`: about `minutes` of training, drawn and initialised by
-    `seed`.
-    """
+    """The demo in `folder`: about `minutes` of training, drawn and initialised by `seed`."""
 
     folder: Path
     minutes: float = 5.0
@@ -92,9 +98,7 @@ class Demo:
             )
 
     def _affordable_epochs(self) -> int:
-        """Epochs that fit into `minutes`, by the quickest of a few steps of a model that is thrown
-        away.
-        """
+        """Epochs that fit into `minutes`, by a quick one of a few steps of a throw-away model."""
         model = Pix2PixHD(Options(**self._common(), **self._training(LEAST_EPOCHS)))
         label = torch.zeros(1, 1, HEIGHT, WIDTH, dtype=torch.uint8)
         batch = {"label": label, "inst": label.int(), "image": torch.zeros(1, 3, HEIGHT, WIDTH)}

@@ -23,8 +23,7 @@ _AUTOCAST = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the networks read, on the device, padded to `padded` = (H', W'); `size` = (H, W) is
-    asked for.
+    """What the networks read, on the device: `size` (H, W) as asked for, `padded` (H', W').
 
     scene: float32 [N, semantic_nc, H', W']; ids (instances or labels, for E): integer [N, 1, H',
     W']; feat: float32 [N, feat_num, H', W']; image: float32 [N, output_nc, H, W], not padded.
@@ -47,8 +46,7 @@ class Inputs:
 
 
 class Pix2PixHD(nn.Module):
-    """pix2pixHD by `Options`: `netG`, `netD` (training), `netE` (where features are encoded), or
-    None.
+    """pix2pixHD by `Options`: `netG`, `netD` (in training), `netE` (encoded features), else None.
 
     `device` (default: by `options`) is "cpu", "cuda", "cuda:1" or a `torch.device`. The initial
     weights depend on `options.seed` alone; the global random state is neither read nor changed.
@@ -61,7 +59,7 @@ class Pix2PixHD(nn.Module):
         self.options = o = options if options is not None else Options()
         device = resolve_device(o, device)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.manual_seed(o.seed)
+            torch.default_generator.manual_seed(o.seed)  # of the CPU; CUDA's stay as they are
             self.netG = define_G(o.netG_input_nc, o.output_nc, o.ngf, *_generator_arguments(o))
             self.netD = self._define_D() if o.isTrain else None
             self.netE = self._define_E() if o.gen_features else None
@@ -127,7 +125,7 @@ class Pix2PixHD(nn.Module):
         on_device = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
         maps = {k: pad_by_edge(v, padded) for k, v in on_device.items() if k != "image"}
         label = maps["label"]
-        scene = one_hot(label, o.label_nc, o.ignore_label) if o.label_nc else label.float()
+        scene = one_hot(label, o.label_nc, o.ignore_label) if o.label_nc else label
         if not o.no_instance:
             scene = torch.cat((scene, instance_boundaries(maps["inst"]).float()), dim=1)
         ids = None
@@ -136,8 +134,9 @@ class Pix2PixHD(nn.Module):
         return Inputs(size, padded, scene, ids, maps.get("feat"), on_device.get("image"))
 
     def generate(self, inputs: Inputs) -> Tensor:
-        """Run E where features are used and not given, then G; returns [N, output_nc, H, W] in [-1,
-        1].
+        """Run E where features are used and not given, then G.
+
+        Returns [N, output_nc, H, W] in [-1, 1].
         """
         scene = inputs.scene
         if self.options.use_features:
@@ -199,21 +198,22 @@ class Pix2PixHD(nn.Module):
 
 
 def resolve_device(options: Options, device: str | torch.device | None = None) -> torch.device:
-    """The device to use: `device`, else `options.device`, else the first of `options.gpu_ids`, else
-    the CPU.
-    """
+    """The device to use: `device`, else of the options `device`, then `gpu_ids`, else the CPU."""
     name = options.device if device is None else str(device)
     if name == "auto":
-        first = options.gpu_ids.split(",")[0].strip()
-        if not first.lstrip("-").isdigit():
+        try:
+            first = [int(number) for number in options.gpu_ids.split(",")][0]
+        except ValueError:
             raise InputError(
                 f"gpu_ids must be numbers like 0 or 0,1, or -1, got {options.gpu_ids!r}"
-            )
-        name = f"cuda:{first}" if int(first) >= 0 and torch.cuda.is_available() else "cpu"
+            ) from None
+        name = f"cuda:{first}" if first >= 0 and torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device is {name}, but {torch.cuda.device_count()} CUDA devices are visible: use cpu"
@@ -233,10 +233,19 @@ def _generator_arguments(o: Options) -> tuple:
 
 
 def _padded(side: int, multiple: int) -> int:
-    """The next multiple; at least two of them, since a residual block reflects one pixel at the
-    bottom.
-    """
+    """The next multiple, at least two: a residual block reflects one pixel at the bottom."""
     return max(-(-side // multiple), 2) * multiple
+
+
+def _typed(tensor: Tensor, key: str, ids: bool) -> Tensor:
+    """Pictures and features as float32; ids in a signed type or uint8, which can be compared."""
+    if ids and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+        raise InputError(f"{key} must hold integer ids, got {tensor.dtype}")
+    if not ids and not tensor.is_floating_point():
+        raise InputError(f"{key} must hold floating values in [-1, 1], got {tensor.dtype}")
+    if not ids:
+        return tensor.float()
+    return tensor.long() if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else tensor
 
 
 def _checked(batch: Batch, o: Options) -> Batch:
@@ -258,9 +267,7 @@ def _checked(batch: Batch, o: Options) -> Batch:
             raise InputError(
                 f"{key} must be [N, {channels[key]}, H, W] like label, got {list(tensor.shape)}"
             )
-        if key == "inst" or (key == "label" and o.label_nc):
-            if tensor.is_floating_point():
-                raise InputError(f"{key} must hold integer ids, got {tensor.dtype}")
+        used[key] = _typed(tensor, key, ids=key == "inst" or (key == "label" and o.label_nc > 0))
     if o.label_nc:
-        check_labels(batch["label"], o.label_nc, o.ignore_label)
+        check_labels(used["label"], o.label_nc, o.ignore_label)
     return used

@@ -11,16 +11,13 @@ NO_LIMIT = 2**63 - 1
 
 
 def _option(default, help: str, phase: str = "both", choices: tuple[str, ...] = ()):
-    """A field with what the command line needs: its help, its commands (train, test, both), its
-    choices.
-    """
+    """A field with its help, its commands (train, test, both) and its choices."""
     return field(default=default, metadata={"help": help, "phase": phase, "choices": choices})
 
 
 @dataclass(kw_only=True)
 class Options:
-    """The options of pix2pixHD with the original's names and defaults (its `options/*.py`), and
-    ours.
+    """The options of pix2pixHD, names and defaults of the original (`options/*.py`), and ours.
 
     Keyword arguments only. Raises `InputError`, one sentence, for a value or a combination that
     cannot work. Ours: `isTrain`, `device`, `amp`, `seed`, `vgg_weights`, `ignore_label`. `phase`
@@ -94,7 +91,7 @@ class Options:
     load_features: bool = _option(False, "read precomputed features from the _feat folder")
     n_downsample_E: int = _option(4, "stride-2 layers of the encoder")
     nef: int = _option(16, "channels of the first layer of the encoder")
-    n_clusters: int = _option(10, "clusters of features per class")
+    n_clusters: int = _option(10, "accepted as in the original, without effect")
 
     # loading
     phase: str = _option("", "prefix of the data folders (default: train or test)")
@@ -138,7 +135,7 @@ class Options:
         False, "features come from the real picture, through E", "test"
     )
     cluster_path: str = _option(
-        "features_clustered_010.npy", "clusters of encoded features", "test"
+        "features_clustered_010.npy", "accepted as in the original, without effect", "test"
     )
 
     def __post_init__(self):
@@ -164,6 +161,8 @@ class Options:
             self.display_freq = self.print_freq = self.niter = 1
             self.niter_decay, self.max_dataset_size = 0, min(10, self.max_dataset_size)
         if self.fp16 or self.data_type == 16:
+            if self.amp == "bf16":
+                raise InputError("amp bf16 and fp16 (or data_type 16) contradict each other")
             self.amp = "fp16"
         _check_ranges(self)
         _check_combinations(self)
@@ -214,12 +213,23 @@ _AT_LEAST = {
     "save_latest_freq save_epoch_freq num_D n_layers_D ndf max_dataset_size ntest how_many",
 }
 
+_AT_MOST = {
+    # each halves the picture, or doubles the channels: typing errors, before they fill the memory
+    10: "n_downsample_global n_local_enhancers n_downsample_E num_D",
+    2**31 - 1: "label_nc ignore_label",
+    2**63 - 1: "seed",
+}
+
 
 def _check_ranges(o: Options) -> None:
     for least, names in _AT_LEAST.items():
         for name in names.split():
             if getattr(o, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(o, name)}")
+    for most, names in _AT_MOST.items():
+        for name in names.split():
+            if getattr(o, name) > most:
+                raise InputError(f"{name} must be at most {most}, got {getattr(o, name)}")
     for name in ("lr", "aspect_ratio"):
         if not 0 < getattr(o, name) < math.inf:
             raise InputError(f"{name} must be a positive number, got {getattr(o, name)}")
@@ -233,6 +243,9 @@ def _check_ranges(o: Options) -> None:
         raise InputError(f"ignore_label must be an id, or -1 for none, got {o.ignore_label}")
     if not o.name or "/" in o.name or o.name in (".", ".."):
         raise InputError(f"name must be the name of a folder, without /, got {o.name!r}")
+    for name in ("phase", "which_epoch"):
+        if not getattr(o, name) or "/" in getattr(o, name):
+            raise InputError(f"{name} must be a word without /, got {getattr(o, name)!r}")
 
 
 def _check_combinations(o: Options) -> None:

@@ -8,8 +8,7 @@ from pix2pixhd_fast.errors import InputError
 
 
 def check_labels(label: Tensor, label_nc: int, ignore_label: int) -> None:
-    """Raise `InputError`, which names the worst id, if an id is not in [0, label_nc) and not
-    ignored.
+    """Raise `InputError`, which names the worst id, unless all are in [0, label_nc) or ignored.
 
     `label`: integer ids of any shape. Tensors without values (tracing) pass.
     """
@@ -27,9 +26,7 @@ def check_labels(label: Tensor, label_nc: int, ignore_label: int) -> None:
 
 
 def one_hot(label: Tensor, label_nc: int, ignore_label: int) -> Tensor:
-    """Integer ids [N, 1, H, W] -> float32 [N, label_nc, H, W]; `ignore_label` gives zeros
-    everywhere.
-    """
+    """Integer ids [N, 1, H, W] -> float32 [N, label_nc, H, W]; `ignore_label` is zero in all."""
     n, _, h, w = label.shape
     channels = torch.zeros((n, label_nc, h, w), device=label.device)
     index = label.long()

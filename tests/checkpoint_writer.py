@@ -1,5 +1,4 @@
-"""`python checkpoint_writer.py FOLDER`: for every line on stdin a child that saves until it is
-killed.
+"""`python checkpoint_writer.py FOLDER`: per line on stdin, a child that saves until killed.
 
 Prints `pid N` for the child, `start N` (the counter it resumes from), `saved N` after every save
 and `dead` once it is gone. Children are forked: they need no import of their own.

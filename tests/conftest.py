@@ -19,9 +19,7 @@ hypothesis.settings.load_profile("repeatable")
 
 @pytest.fixture(autouse=True)
 def repeatable():
-    """Seeds; one thread, the fastest at these sizes; NaN in new memory, so that an unwritten output
-    shows.
-    """
+    """Seeds; one thread, the fastest here; new memory is NaN, so that what is unwritten shows."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -53,9 +51,7 @@ def golden() -> Callable[[str], dict[str, Tensor]]:
 
 @pytest.fixture(scope="session")
 def cityscapes() -> Path:
-    """The folder with train_label, train_inst, train_img, ... of real scenes, or the test is
-    skipped.
-    """
+    """The folder with train_label, train_inst, ... of real scenes, or the test is skipped."""
     if not CITYSCAPES.is_dir():
         pytest.skip(f"no folder {CITYSCAPES} (PIX2PIXHD_FAST_CITYSCAPES)")
     return CITYSCAPES

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 # Recorded outputs of the original networks: the small files are here, the others are optional.
@@ -27,3 +27,11 @@ def assert_close_l2(actual: Tensor, expected: Tensor, tol: float, name: str) -> 
     error = torch.linalg.vector_norm(actual - expected).item() / scale
     # Not `error > tol`: that is false for a NaN.
     assert error <= tol, f"{name}: relative L2 error {error:.3g}, allowed {tol:.3g}"
+
+
+def cancelled_bias(net: nn.Module, key: str) -> bool:
+    """Whether a norm right behind subtracts this bias again: its gradient is rounding noise."""
+    parent, _, leaf = key.rpartition(".")
+    sequence, _, index = parent.rpartition(".")
+    behind = dict(net.named_modules()).get(f"{sequence}.{int(index) + 1}")
+    return leaf == "bias" and isinstance(behind, nn.InstanceNorm2d | nn.BatchNorm2d)

@@ -351,3 +351,9 @@ def test_temporary_files_of_a_live_process_are_left_alone(folder):
     assert dead.exists()
     folder.save("latest", small_networks())
     assert alive.exists() and not dead.exists()
+
+
+def test_a_folder_whose_name_is_too_long_is_named(tmp_path):
+    folder = CheckpointFolder(tmp_path / ("n" * 300))
+    with pytest.raises(InputError, match="cannot open .*nnn: File name too long"):
+        folder.load("latest", {})

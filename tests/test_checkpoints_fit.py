@@ -1,6 +1,4 @@
-"""What differs between a checkpoint and a network, the option that would fit, and coarse-to-fine
-starts.
-"""
+"""How a checkpoint differs from a network, which option fits, and coarse-to-fine starts."""
 
 import json
 import re

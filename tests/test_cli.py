@@ -107,3 +107,20 @@ def test_import_loads_neither_triton_nor_cuda():
         "assert 'triton' not in sys.modules and not torch.cuda.is_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_wrong_flag_is_one_line(capsys):
+    for line in ("train --ngf abc", "train --name", "test --unknown 3"):
+        with pytest.raises(SystemExit):
+            main(line.split())
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 1 TB")])
+def test_no_memory_is_one_sentence_and_status_1(error, monkeypatch, capsys):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr("pix2pixhd_fast.cli.train.run", fail)
+    assert main(["train"]) == 1
+    assert "out of memory" in capsys.readouterr().err

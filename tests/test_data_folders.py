@@ -1,5 +1,6 @@
 """Listing of data folders and pairing of files by name."""
 
+import errno
 import os
 
 import pytest
@@ -148,3 +149,14 @@ def test_first_file_without_partner_is_named_with_the_folder_that_lacks_it(names
 def test_two_files_for_one_scene_are_named():
     with pytest.raises(InputError, match=r"A/1.jpg and A/1.png are both named '1'"):
         pair_files(["1.jpg", "1.png", "2.png"], ["1.png", "2.png"], "A", "B")
+
+
+def test_a_folder_that_cannot_be_read_is_not_called_empty(tmp_path, monkeypatch):
+    touch(tmp_path, "train_label", "0.png")
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="train_label cannot be read: Permission denied"):
+        find_files(Options(dataroot=str(tmp_path), no_instance=True))

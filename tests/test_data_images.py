@@ -116,7 +116,7 @@ def test_one_channel_arrays_are_maps_and_fractions_are_not(tmp_path):
     assert read_labels(path, Options()).shape == (2, 3)
     for name in ("f.npy", "f.tif"):
         path = stored(tmp_path, np.zeros((2, 3), np.float32), name)
-        with pytest.raises(InputError, match="float32: a label map must hold whole numbers"):
+        with pytest.raises(InputError, match="float32: label maps must hold whole numbers"):
             read_labels(path, Options())
 
 

@@ -1,5 +1,9 @@
 """Batches: order, resumption, workers, and what they say about bad input."""
 
+import multiprocessing
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -167,3 +171,13 @@ def test_batches_are_pinned_only_for_a_cuda_device(root, monkeypatch, flags, cud
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     options = options_for(root, **flags)
     assert make_loader(AlignedDataset(options), options).pin_memory is pinned
+
+
+def test_signals_to_all_processes_do_not_end_the_workers(root):
+    options = options_for(root, nThreads=2)
+    loader = iter(make_loader(AlignedDataset(options), options))
+    found = [next(loader)]
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len([*found, *loader]) == COUNT

@@ -97,8 +97,7 @@ def test_synthesize_any_size(name, size):
     assert all(torch.equal(value, after[k]) for k, value in before.items())
 
 
-def test_padding_does_not_reach_what_is_far_from_it():
-    """A size that needs padding gives the picture of the padded map, cropped."""
+def test_odd_sizes_give_the_picture_of_the_padded_map_cropped():
     model = Pix2PixHD(options(), device="cpu")
     made = batch((13, 18))
     wide = {k: pad_by_edge(made[k], (16, 20)) for k in ("label", "inst")}
@@ -109,7 +108,7 @@ def test_padding_does_not_reach_what_is_far_from_it():
 def test_seed_alone_decides_the_weights():
     torch.manual_seed(1)
     first = Pix2PixHD(options(seed=3), device="cpu").state_dict()
-    drawn = torch.rand(1)
+    drawn = torch.rand(1)  # building a model left the global state alone
     torch.manual_seed(1)
     assert torch.equal(drawn, torch.rand(1))
     second = Pix2PixHD(options(seed=3), device="cpu").state_dict()
@@ -133,6 +132,8 @@ def test_large_ids_and_dtypes_do_not_change_the_picture():
     expected = model.synthesize(**maps(made, "label", "inst"))
     large = made["inst"].long() + 2**31
     assert torch.equal(model.synthesize(made["label"].int(), large), expected)
+    unsigned = made["label"].to(torch.uint16), made["inst"].to(torch.uint32)
+    assert torch.equal(model.synthesize(*unsigned), expected)
 
 
 def test_feat_replaces_the_encoder():
@@ -189,6 +190,7 @@ REFUSED = {
     "negative id": (lambda m: m.update(label=m["label"].int() - 9), "outside"),
     "float label": (lambda m: m.update(label=m["label"].float()), "integer ids"),
     "one-hot label": (lambda m: m.update(label=torch.zeros(1, 5, 16, 24).int()), r"\[N, 1, H, W\]"),
+    "byte image": (lambda m: m.update(image=m["image"].byte()), "image must hold floating"),
     "other size": (lambda m: m.update(inst=m["inst"][..., :-1]), "inst must be"),
     "grey image": (lambda m: m.update(image=m["image"][:, :1]), "image must be"),
     "no batch axis": (lambda m: m.update(label=m["label"][0]), "label must be"),
@@ -235,3 +237,24 @@ def test_works_on_fake_tensors():
         losses = model.training_step(made)
         assert set(losses) == {"G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake"}
         assert model.synthesize(**maps(made, "label", "inst")).shape == (1, 3, 64, 96)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (1, 40)])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_trains_on_tiny_pictures(size, norm):
+    o = options(norm=norm, no_vgg_loss=False, vgg_weights="random", num_D=4, pool_size=1)
+    model = Pix2PixHD(o, device="cpu")
+    losses = model.training_step(batch(size, o=o))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert model.last_fake.shape[2:] == size
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "xla"])
+def test_only_the_cpu_and_cuda_are_devices(name):
+    with pytest.raises(InputError, match=f"device must be .* got '{name}'"):
+        Pix2PixHD(options(), device=name)
+
+
+def test_every_gpu_id_is_a_number():
+    with pytest.raises(InputError, match="gpu_ids"):
+        Pix2PixHD(options(gpu_ids="0,x", device="auto"))

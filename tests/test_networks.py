@@ -9,7 +9,7 @@ import torch
 import pix2pixhd_fast.networks as networks
 from pix2pixhd_fast import InputError
 from pix2pixhd_fast.nn.losses import feature_matching_loss
-from tests.helpers import GOLDEN, assert_close_l2
+from tests.helpers import GOLDEN, assert_close_l2, cancelled_bias
 
 INSTANCE, BATCH = networks.get_norm_layer("instance"), networks.get_norm_layer("batch")
 
@@ -59,20 +59,8 @@ def test_golden(name, golden, backend_name):
             assert_close_l2(p.grad, data[f"net/grad/{key}"], 1e-4, key)
 
 
-def cancelled_bias(net, key):
-    """Whether an instance norm right behind subtracts this bias again: its gradient is rounding
-    noise.
-    """
-    parent, _, leaf = key.rpartition(".")
-    sequence, _, index = parent.rpartition(".")
-    behind = dict(net.named_modules()).get(f"{sequence}.{int(index) + 1}")
-    return leaf == "bias" and isinstance(behind, torch.nn.InstanceNorm2d | torch.nn.BatchNorm2d)
-
-
 def shapes_of(expression):
-    """Build what a key of state_dict_shapes.json says, e.g.
-    GlobalGenerator(36,3,ngf=64,norm=batch).
-    """
+    """Build what a key of state_dict_shapes.json says: GlobalGenerator(36,3,ngf=64,norm=batch)."""
     name, arguments = expression.removesuffix(")").split("(")
     args, kwargs = [], {}
     for part in filter(None, arguments.split(",")):
@@ -114,6 +102,8 @@ def test_resnet_block(padding, dropout):
     x = torch.randn(2, 4, 5, 6)
     mode = {"zero": "constant"}.get(padding, padding)
     convs = [m for m in block.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert any(isinstance(m, torch.nn.Dropout) for m in block.modules()) == dropout
+    assert f"conv_block.{(3 if padding == 'zero' else 5) + dropout}.weight" in block.state_dict()
 
     def conv_norm(y, conv):
         y = torch.nn.functional.pad(y, (1, 1, 1, 1), mode=mode)
@@ -136,6 +126,19 @@ def test_n_layer_discriminator_returns_every_layer_or_the_prediction():
     assert list(plain.state_dict())[-1] == "model.11.bias"
     sigmoid = networks.NLayerDiscriminator(5, 4, 3, INSTANCE, True, True)(x)
     assert len(sigmoid) == 6 and 0 < sigmoid[-1].min() and sigmoid[-1].max() < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cross_entropy_keeps_a_gradient_in_16_bits(dtype):
+    """A prediction that is surely real is far from "fake", and D must be able to come back."""
+    net = networks.define_D(5, 4, 1, use_sigmoid=True, num_D=1, getIntermFeat=True)
+    bias = net.scale0_layer2[0].bias
+    bias.data.fill_(12.0)
+    with torch.autocast("cpu", dtype):
+        loss = networks.GANLoss(use_lsgan=False)(net(torch.randn(1, 5, 16, 16)), False)
+    loss.backward()
+    assert loss.item() == pytest.approx(12, rel=0.02)
+    assert bias.grad.item() == pytest.approx(1, rel=0.02)
 
 
 def test_bce_with_features_sees_probabilities():

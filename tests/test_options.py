@@ -113,9 +113,27 @@ def test_short_forms():
         (dict(label_feat=True, label_nc=0), "label_feat needs labels"),
         (dict(output_nc=1), "VGG loss needs output_nc 3"),
         (dict(name="../up"), "name must be"),
+        (dict(amp="bf16", fp16=True), "contradict"),
         (dict(data_type=12), "data_type must be 8, 16 or 32"),
     ],
 )
 def test_refuses(changes, words):
     with pytest.raises(InputError, match=words):
         Options(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 2**63),
+        ("num_D", 11),
+        ("n_downsample_global", 62),
+        ("ignore_label", 2**31),
+        ("phase", "../train"),
+        ("which_epoch", "../other/latest"),
+        ("which_epoch", ""),
+    ],
+)
+def test_refuses_what_can_only_be_a_mistake(name, value):
+    with pytest.raises(InputError, match=f"^{name} must be"):
+        Options(**{name: value})

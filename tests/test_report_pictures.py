@@ -190,3 +190,9 @@ def test_file_names_fit_and_stay_apart():
     assert long[0] != long[1]
     for name in long:
         assert len(os.fsencode(name)) <= 255 and name.endswith(".jpg")
+
+
+def test_a_picture_too_wide_for_a_jpeg_is_refused(tmp_path):
+    with pytest.raises(InputError, match="wide.jpg would be 32000000000x24: a JPEG has at most"):
+        save_picture(gradient(), tmp_path / "wide.jpg", width_factor=1e9)
+    assert not list(tmp_path.iterdir())

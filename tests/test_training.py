@@ -168,6 +168,30 @@ def test_changed_options_are_said(options, capsys):
     assert "lr 0.0002 -> 0.1" in capsys.readouterr().out
 
 
+CHANGES = {
+    "released early": (dict(netG="local", niter_fix_global=4), dict(netG="local")),
+    "fixed late": (dict(netG="local"), dict(netG="local", niter_fix_global=4)),
+    "fp16 on": ({}, dict(amp="fp16")),
+    "other momentum": ({}, dict(beta1=0.9)),
+    "smaller pool": (dict(pool_size=3), dict(pool_size=1)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_goes_on_with_other_options(options, name):
+    before, after = CHANGES[name]
+    first = Trainer(options(name="c", **before))
+    stop_after(first, 4)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = Trainer(options(name="c", continue_train=True, **after))
+    assert {g["betas"][0] for g in second.model.optimizers.G.param_groups} == {
+        after.get("beta1", 0.5)
+    }
+    assert len(second.model.pool.images) <= after.get("pool_size", 0)
+    second.run()
+
+
 @pytest.mark.parametrize("real", [False, True])
 def test_results_page(options, dataroot, real):
     features = dict(instance_feat=True) if real else {}
@@ -177,6 +201,7 @@ def test_results_page(options, dataroot, real):
         isTrain=False,
         results_dir=str(dataroot / "results"),
         how_many=3,
+        batchSize=2,
         use_encoded_image=real,
         **features,
     )
@@ -208,3 +233,31 @@ def test_refuses_before_any_work(options, dataroot):
     with pytest.raises(InputError, match="there is no folder"):
         Trainer(options(name="none", continue_train=True))
     assert not (dataroot / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("wrong", [{}, {"epoch": "one"}, {"optimizers": {}}])
+def test_a_foreign_state_is_named(options, wrong):
+    trainer = Trainer(options(niter=1, niter_decay=0))
+    trainer.run()
+    path = trainer.folder / "latest_state.pth"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, **wrong} if wrong else {}, path)
+    with pytest.raises(InputError, match="latest_state.pth (must hold|does not fit)"):
+        Trainer(options(continue_train=True))
+
+
+def test_a_folder_that_is_no_text_is_trained_on(options, dataroot):
+    place = os.fsdecode(os.fsencode(dataroot) + b"/\xff")
+    trainer = Trainer(options(niter=1, niter_decay=0, checkpoints_dir=place))
+    trainer.run()
+    assert os.fsencode(place) in (trainer.folder / "opt.txt").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["1 2 3", "-3 5", "0 0", "1 -5", "one two"])
+def test_a_damaged_position_of_the_original_is_named(options, text):
+    trainer = Trainer(options(niter=1, niter_decay=0))
+    trainer.run()
+    (trainer.folder / "latest_state.pth").unlink()
+    (trainer.folder / "iter.txt").write_text(text)
+    with pytest.raises(InputError, match="iter.txt must hold two numbers"):
+        Trainer(options(continue_train=True))

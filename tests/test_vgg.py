@@ -94,6 +94,8 @@ def test_never_random_in_silence():
         net(torch.zeros(1, 3, 16, 16))
     with pytest.raises(InputError, match="no weights"):
         networks.VGGLoss()
+    net.load_state_dict({}, strict=False)
+    assert not net.has_weights
     net.load_state_dict(networks.Vgg19(weights="random").state_dict())
     assert len(net(torch.zeros(1, 3, 16, 16))) == 5
 
@@ -106,7 +108,7 @@ def test_random_is_repeatable_and_alive():
     assert not any(p.requires_grad for p in networks.Vgg19(weights="random").parameters())
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights", None])
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x05.", None])
 def test_refuses_other_files(tmp_path, content):
     path = tmp_path / "bad.pth"
     if content is None:

@@ -119,11 +119,15 @@ class CheckpointFolder:
 
     @contextlib.contextmanager
     def _opened(self, label: str, parts: list[str]) -> Iterator[dict[str, BinaryIO | None]]:
-        if not self.folder.is_dir():
-            missing = self.folder / f"{label}_{parts[0]}.pth"
-            raise InputError(f"{missing} does not exist: there is no folder {self.folder}")
-        transaction.settle(self.folder)
-        files = transaction.open_together(self.folder, [f"{label}_{part}.pth" for part in parts])
+        try:
+            if not self.folder.is_dir():
+                missing = self.folder / f"{label}_{parts[0]}.pth"
+                raise InputError(f"{missing} does not exist: there is no folder {self.folder}")
+            transaction.settle(self.folder)
+            names = [f"{label}_{part}.pth" for part in parts]
+            files = transaction.open_together(self.folder, names)
+        except OSError as error:
+            raise InputError(f"cannot open {self.folder}: {error.strerror}") from error
         with contextlib.ExitStack() as stack:
             for file in files.values():
                 if file:

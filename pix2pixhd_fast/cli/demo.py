@@ -12,7 +12,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--folder", default="demo", help="where everything is written (default: demo)"
     )
     parser.add_argument(
-        "--minutes", type=float, default=5.0, help="about how long to train (default: 5)"
+        "--minutes",
+        type=float,
+        default=5.0,
+        help="about how long to train, at most 8 epochs (default: 5)",
     )
     parser.add_argument("--seed", type=int, default=0, help="draws other scenes (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")

@@ -1,7 +1,11 @@
 """Commands and exit statuses: 0 done, 1 something failed, 2 bad input, 130 interrupted."""
 
 import argparse
+import io
 import sys
+from typing import NoReturn
+
+import torch
 
 import pix2pixhd_fast
 from pix2pixhd_fast.cli import demo, doctor, test, train
@@ -13,6 +17,8 @@ COMMANDS = {"train": train, "test": test, "demo": demo, "doctor": doctor}
 def main(argv: list[str] | None = None) -> int:
     """Run one command with `argv` (default: the program's arguments); return the exit status."""
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         return arguments.run(arguments)
     except InputError as error:
@@ -21,13 +27,35 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"pix2pixhd-fast: {error}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(
+            "pix2pixhd-fast: out of memory: "
+            "a smaller loadSize, fineSize, batchSize or ngf needs less",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("pix2pixhd-fast: interrupted", file=sys.stderr)
         return 130
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """On the CPU, PyTorch only says so in words."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the two screens of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"pix2pixhd-fast: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pix2pixhd-fast", description=pix2pixhd_fast.__doc__)
+    parser = _Parser(prog="pix2pixhd-fast", description=pix2pixhd_fast.__doc__)
     parser.add_argument("--version", action="version", version=pix2pixhd_fast.__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, module in COMMANDS.items():

@@ -114,12 +114,16 @@ def _list_folder(folder: str, content: str) -> list[str]:
 def _walk(folder: str) -> Iterator[str]:
     """Files below `folder` that are not hidden; linked folders are followed, each folder once."""
     seen = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(here)
         folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
         if real not in seen:
             yield from (os.path.join(here, name) for name in files if not name.startswith("."))
         seen.add(real)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"folder {error.filename} cannot be read: {error.strerror}") from error
 
 
 def _natural(name: str) -> tuple[list, str]:

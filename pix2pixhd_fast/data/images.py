@@ -127,9 +127,9 @@ def _read_ids(path: str, content: str) -> np.ndarray:
             found = f"{image.mode} with {len(image.getbands())} channels"
             ids = _unsigned_if_so(image, _native(np.asarray(image)))
     if ids.ndim != 2:
-        raise InputError(f"{path} is {found}: a {content} must have one channel of ids")
+        raise InputError(f"{path} is {found}: {content}s must have one channel of ids")
     if ids.dtype.kind not in "biu":
-        raise InputError(f"{path} is of type {ids.dtype}: a {content} must hold whole numbers")
+        raise InputError(f"{path} is of type {ids.dtype}: {content}s must hold whole numbers")
     # Pillow fills the bytes of a 1-bit array with 255.
     return (ids.view(np.uint8) != 0).view(np.uint8) if ids.dtype == np.bool_ else ids
 

@@ -1,5 +1,6 @@
 """Batches of an epoch, in an order that does not depend on the workers."""
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -46,6 +47,7 @@ def make_loader(
         collate_fn=collate,
         pin_memory=_uses_cuda(options),
         generator=torch.Generator(),
+        worker_init_fn=_leave_signals_to_main,
     )
 
 
@@ -91,6 +93,12 @@ class _EpochLoader(DataLoader):
             if isinstance(batch, InputError):
                 raise batch
             yield batch
+
+
+def _leave_signals_to_main(worker: int) -> None:
+    """Ctrl-C, and SIGTERM of a cluster, reach all processes: workers serve until main ends them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _uses_cuda(options: Options) -> bool:

@@ -34,20 +34,19 @@ def measure_paper_size(label: Tensor, inst: Tensor, device: str = "auto") -> Mea
     """
     model = Pix2PixHD(Options(isTrain=False, device=device, **PAPER_SIZE))
     on_gpu = model.device.type == "cuda"
-    _reset_peak(on_gpu)
-    start = time.perf_counter()
-    model.synthesize(label, inst)
     if on_gpu:
-        torch.cuda.synchronize()
+        model.synthesize(label, inst)  # the first run also loads cuDNN and chooses its kernels
+        torch.cuda.reset_peak_memory_stats(model.device)
+    else:
+        _reset_peak_resident()
+    start = time.perf_counter()
+    model.synthesize(label, inst).cpu()
     seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_resident()
+    peak = torch.cuda.max_memory_allocated(model.device) if on_gpu else _peak_resident()
     return Measurement(seconds, peak / 2**30, model.device)
 
 
-def _reset_peak(on_gpu: bool) -> None:
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-        return
+def _reset_peak_resident() -> None:
     with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # Linux: the peak starts again from the present size
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,11 @@ class Synthesizer:
     """Synthesises the pictures of `<phase>_label` with the checkpoint `which_epoch`.
 
     The constructor finds data and checkpoint, and fails for bad input. As in the original, one
-    picture at a time, in order, at most `how_many`.
+    picture at a time (whatever `batchSize`), in order, at most `how_many`.
     """
 
     def __init__(self, options: Options):
-        o = self.options = options
+        o = self.options = replace(options, batchSize=1)
         if o.isTrain:
             raise InputError("options must be made with isTrain=False, got isTrain=True")
         if o.gen_features and not o.use_encoded_image:

@@ -21,30 +21,19 @@ def define_G(
     norm: str = "instance",
     gpu_ids: list[int] | tuple[int, ...] = (),
 ) -> nn.Module:
-    """Build and initialise a `GlobalGenerator` ("global"), `LocalEnhancer` ("local") or `Encoder`
-    ("encoder").
+    """Build and initialise the network `netG`: "global", "local" or "encoder".
 
     Moved to the first CUDA device of `gpu_ids` if there is one. Raises `InputError` for another
     name.
     """
     norm_layer = get_norm_layer(norm)
+    size = (input_nc, output_nc, ngf, n_downsample_global)
     if netG == "global":
-        net: nn.Module = GlobalGenerator(
-            input_nc, output_nc, ngf, n_downsample_global, n_blocks_global, norm_layer
-        )
+        net: nn.Module = GlobalGenerator(*size, n_blocks_global, norm_layer)
     elif netG == "local":
-        net = LocalEnhancer(
-            input_nc,
-            output_nc,
-            ngf,
-            n_downsample_global,
-            n_blocks_global,
-            n_local_enhancers,
-            n_blocks_local,
-            norm_layer,
-        )
+        net = LocalEnhancer(*size, n_blocks_global, n_local_enhancers, n_blocks_local, norm_layer)
     elif netG == "encoder":
-        net = Encoder(input_nc, output_nc, ngf, n_downsample_global, norm_layer)
+        net = Encoder(*size, norm_layer)
     else:
         raise InputError(f"netG must be global, local or encoder, got {netG!r}")
     return _initialised(net, gpu_ids)

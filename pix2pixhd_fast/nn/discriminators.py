@@ -2,12 +2,20 @@
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from pix2pixhd_fast.nn.generators import NormLayer
 from pix2pixhd_fast.nn.sequence import Sequence
 
 MAX_CHANNELS = 512
+
+
+class Probability(nn.Sigmoid):
+    """A sigmoid in float32: 16 bits reach exactly 0 or 1, where cross-entropy has no gradient."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(torch.promote_types(input.dtype, torch.float32)))
 
 
 class NLayerDiscriminator(nn.Module):
@@ -34,7 +42,7 @@ class NLayerDiscriminator(nn.Module):
         self.n_layers = n_layers
         groups = patch_layers(input_nc, ndf, n_layers, norm_layer)
         if use_sigmoid:
-            groups.append([nn.Sigmoid()])
+            groups.append([Probability()])
         if getIntermFeat:
             for n, group in enumerate(groups):
                 setattr(self, f"model{n}", Sequence(*group))
@@ -78,7 +86,7 @@ class MultiscaleDiscriminator(nn.Module):
         for scale in range(num_D):
             groups = patch_layers(input_nc, ndf, n_layers, norm_layer)
             if use_sigmoid:
-                groups[-1].append(nn.Sigmoid())
+                groups[-1].append(Probability())
             if getIntermFeat:
                 for j, group in enumerate(groups):
                     setattr(self, f"scale{scale}_layer{j}", Sequence(*group))

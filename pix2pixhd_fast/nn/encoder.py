@@ -74,4 +74,5 @@ def _mean_by_id(values: Tensor, ids: Tensor) -> Tensor:
     sums = values.new_zeros((values.shape[0], blocks * instances), dtype=wide)
     sums = sums.index_add(1, block * instances + index, values.to(wide))
     means = sums.view(-1, blocks, instances).sum(1) / counts
-    return means.to(values.dtype)[:, index]
+    # gathered before it is rounded: the sum over an instance in backward needs float32 too
+    return means[:, index].to(values.dtype)

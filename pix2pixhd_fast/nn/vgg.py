@@ -1,7 +1,7 @@
 """VGG19 up to relu5_1, and where its weights come from."""
 
-import pickle
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Vgg19(nn.Module):
             setattr(self, f"slice{n}", sequence)
         self.requires_grad_(requires_grad)
         self.has_weights = False
-        self.register_load_state_dict_post_hook(lambda module, _: module._mark_loaded())
+        self.register_load_state_dict_post_hook(_mark_loaded)
         if weights == "random":
             self._randomise()
         elif weights or cached_weights().is_file():
@@ -59,9 +59,6 @@ class Vgg19(nn.Module):
                 "--no_vgg_loss"
             )
 
-    def _mark_loaded(self) -> None:
-        self.has_weights = True
-
     def _randomise(self) -> None:
         generator = torch.Generator().manual_seed(0)
         for p in self.parameters():
@@ -69,6 +66,11 @@ class Vgg19(nn.Module):
             values = torch.randn(p.shape, generator=generator, device="cpu") * std
             p.data.copy_(values)
         self.has_weights = True
+
+
+def _mark_loaded(module: Vgg19, incompatible: NamedTuple) -> None:
+    if not incompatible.missing_keys:
+        module.has_weights = True
 
 
 def cached_weights() -> Path:
@@ -84,7 +86,7 @@ def _read_weights(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as e:
+    except Exception as e:  # a damaged pickle can raise anything
         raise InputError(f"vgg_weights {path} is not a file of PyTorch weights") from e
     renamed = {_own_key(k): v for k, v in state.items()} if isinstance(state, dict) else {}
     kept = {k: v for k, v in renamed.items() if k in own}

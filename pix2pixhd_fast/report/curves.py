@@ -15,8 +15,7 @@ _SMOOTH_FROM = 100  # rows; a shorter log is drawn as it is
 
 
 def draw_loss_curves(rows: list[LossRow], path: Path | str, images_per_epoch: int) -> None:
-    """Draw the generator's and the discriminator's losses over epochs into a PNG, 1560 x 598
-    pixels.
+    """Draw the losses of generator and discriminator over epochs, a PNG of 1560 x 598 pixels.
 
     First, where the log goes back (a run was started again), later rows replace earlier ones. Then
     each loss is drawn at `epoch - 1 + iters / images_per_epoch`; from 100 rows on, as a pale line
@@ -105,9 +104,7 @@ def _draw_panel(panel, title: str, series: dict[str, tuple[np.ndarray, np.ndarra
 
 
 def _set_range(panel, drawn: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Show every smooth line and nearly all raw values, so that a rare spike does not flatten the
-    rest.
-    """
+    """Show every smooth line and nearly all raw values: a rare spike must not flatten the rest."""
     raw = np.concatenate([values for values, _ in drawn])
     smooth = np.concatenate([line for _, line in drawn])
     raw, smooth = raw[np.isfinite(raw)], smooth[np.isfinite(smooth)]

@@ -15,9 +15,7 @@ LONGEST_NAME = 255  # bytes, the limit of ext4, xfs, tmpfs and NTFS
 
 @contextmanager
 def explain_failure(path: Path) -> Iterator[None]:
-    """Turn the operating system's complaint about writing `path` into one sentence, an
-    `InputError`.
-    """
+    """Turn the system's complaint about writing `path` into one sentence, an `InputError`."""
     try:
         yield
     except OSError as error:
@@ -48,9 +46,7 @@ def replace_file(path: Path, sync: bool = False) -> Iterator[BinaryIO]:
 
 
 def make_folder(folder: Path) -> None:
-    """Create `folder` and its parents where they are missing; `InputError` when that is not
-    possible.
-    """
+    """Create `folder` and its parents where they are missing; `InputError` if that fails."""
     with explain_failure(folder):
         folder.mkdir(parents=True, exist_ok=True)
 

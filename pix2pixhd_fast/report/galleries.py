@@ -119,9 +119,7 @@ class ResultsPage:
         self._page.pictures(row, self.display_winsize)
 
     def save(self) -> None:
-        """Write the page with all rows so far: one small file, cheap enough for after every
-        picture.
-        """
+        """Write the page with all rows so far: one small file, cheap after every picture."""
         self._page.save()
 
 

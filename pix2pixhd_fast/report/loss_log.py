@@ -52,9 +52,7 @@ class LossLog:
             file.write(f"{rule} Training Loss ({time.ctime()}) {rule}\n".encode())
 
     def append(self, epoch: int, iters: int, seconds: float, losses: dict[str, float]) -> str:
-        """Append one row, leaving out losses that are exactly zero; return the line without its
-        end.
-        """
+        """Append one row without losses that are exactly zero; return the line without its end."""
         parts = [f"(epoch: {epoch}, iters: {iters}, time: {seconds:.3f}) "]
         parts += [f"{name}: {value:.3f} " for name, value in losses.items() if value != 0]
         line = "".join(parts)

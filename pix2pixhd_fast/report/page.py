@@ -64,8 +64,7 @@ class Page:
         self._blocks.append(self._figure(filename, caption, ' class="wide"'))
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Add a table; floats are shown with four digits, columns of numbers are aligned to the
-        right.
+        """Add a table; floats have four digits, columns of numbers are aligned to the right.
 
         Raises `InputError` when a row has more or fewer cells than there are headers.
         """

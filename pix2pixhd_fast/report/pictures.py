@@ -9,6 +9,7 @@ from PIL import Image
 from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.report.files import replace_file
 
+LARGEST_JPEG = 65500  # pixels per side, the limit of libjpeg
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 
@@ -48,3 +49,8 @@ def _check(array: np.ndarray, path: Path, quality: int, width_factor: float) -> 
         raise InputError(f"quality of {path} must be between 1 and 100, got {quality}")
     if not 0 < width_factor < math.inf:
         raise InputError(f"width_factor of {path} must be a positive number, got {width_factor}")
+    height, width = array.shape[0], round(array.shape[1] * width_factor)
+    if max(height, width) > LARGEST_JPEG and FORMATS[path.suffix.lower()] == "JPEG":
+        raise InputError(
+            f"{path} would be {width}x{height}: a JPEG has at most {LARGEST_JPEG} pixels per side"
+        )

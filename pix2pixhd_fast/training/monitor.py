@@ -22,8 +22,7 @@ BAR_SECONDS = 1.0
 
 
 class Monitor:
-    """Writes `loss_log.txt`, `loss_curves.png`, `web/` and (`tf_log`) `logs/` into the experiment's
-    folder.
+    """Writes loss_log.txt, loss_curves.png, web/ and, with `tf_log`, logs/ into `folder`.
 
     Rows of the loss log behind `position`, where this run begins, are removed: an earlier run wrote
     them after its last checkpoint, and this one repeats them.

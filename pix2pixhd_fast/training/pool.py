@@ -25,13 +25,13 @@ class ImagePool:
 
     def _exchange(self, image: Tensor) -> Tensor:
         if len(self.images) < self.size:
-            self.images.append(image)
+            self.images.append(image.clone())
             return image
         keep, place = torch.rand(2, generator=self.generator).tolist()
         if keep < 0.5:
             return image
         index = int(place * self.size)
-        old, self.images[index] = self.images[index], image
+        old, self.images[index] = self.images[index], image.clone()
         return old
 
     def state_dict(self) -> dict:
@@ -40,5 +40,5 @@ class ImagePool:
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         """Take over what `state_dict` returned; pictures go to `device`."""
-        self.images = [i.to(device) for i in state["images"]]
+        self.images = [i.to(device) for i in state["images"][: self.size]]
         self.generator.set_state(state["rng"])

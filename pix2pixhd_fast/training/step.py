@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from pix2pixhd_fast.nn.losses import feature_matching_loss
+from pix2pixhd_fast.semantic import pad_by_edge
 
 if TYPE_CHECKING:
     from pix2pixhd_fast.model import Inputs, Pix2PixHD
 
+VGG_LEAST_SIDE = 16
 LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake")
 
 
@@ -25,10 +27,10 @@ def losses(model: "Pix2PixHD", inputs: "Inputs") -> tuple[dict[str, Tensor], Ten
     zero = real.new_zeros(())
     with model.autocast():
         fake = model.generate(inputs)
-        pooled = model.pool.query(torch.cat((scene, fake.detach()), dim=1))
+        pooled = model.pool.query(_for_D(scene, fake.detach(), options.num_D))
         pred_pool = model.netD(pooled)
-        pred_real = model.netD(torch.cat((scene, real), dim=1))
-        pred_fake = model.netD(torch.cat((scene, fake), dim=1))
+        pred_real = model.netD(_for_D(scene, real, options.num_D))
+        pred_fake = model.netD(_for_D(scene, fake, options.num_D))
         gan = model.criterionGAN
         found = {
             "G_GAN": gan(pred_fake, True),
@@ -40,8 +42,22 @@ def losses(model: "Pix2PixHD", inputs: "Inputs") -> tuple[dict[str, Tensor], Ten
         if not options.no_ganFeat_loss:
             found["G_GAN_Feat"] = options.lambda_feat * feature_matching_loss(pred_fake, pred_real)
         if not options.no_vgg_loss:
-            found["G_VGG"] = options.lambda_feat * model.criterionVGG(fake, real)
+            found["G_VGG"] = options.lambda_feat * model.criterionVGG(
+                _for_vgg(fake), _for_vgg(real)
+            )
     return found, fake
+
+
+def _for_D(scene: Tensor, picture: Tensor, num_D: int) -> Tensor:
+    """What D reads. A tiny picture grows by its edge: norms refuse a scale of a single pixel."""
+    seen = torch.cat((scene, picture), dim=1)
+    least = 2 ** (num_D - 1) + 1
+    return seen if max(seen.shape[2:]) >= least else pad_by_edge(seen, (least, least))
+
+
+def _for_vgg(picture: Tensor) -> Tensor:
+    """Sides of less than the 16 pixels that four poolings halve grow by the edge."""
+    return pad_by_edge(picture, (VGG_LEAST_SIDE, VGG_LEAST_SIDE))
 
 
 def update(model: "Pix2PixHD", found: dict[str, Tensor]) -> None:

@@ -1,7 +1,11 @@
 """The loop of `pix2pixhd-fast train`: data, updates, pictures, checkpoints."""
 
+import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -61,15 +65,10 @@ class Trainer:
             return
         self._announce()
         self.monitor = Monitor(o, self.folder, self.images_per_epoch, self.position)
-        before = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with progress_bar(last * self.images_per_epoch, self.total_images) as bar:
-                for epoch in range(self.position.epoch, last + 1):
-                    self._epoch(epoch, bar)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            self.monitor.close()
+        bar = progress_bar(last * self.images_per_epoch, self.total_images)
+        with closing(self.monitor), self._stopping_on_signals(), bar:
+            for epoch in range(self.position.epoch, last + 1):
+                self._epoch(epoch, bar)
         print(f"done: {self.folder}")
 
     def save(self, labels: tuple[str, ...]) -> None:
@@ -86,6 +85,8 @@ class Trainer:
             f"into {self.folder}",
             flush=True,
         )
+        if "," in o.gpu_ids and self.model.device.type == "cuda":
+            print(f"--gpu_ids {o.gpu_ids}: this version trains on one GPU, {self.model.device}")
 
     def _epoch(self, epoch: int, bar: tqdm) -> None:
         self.position.epoch = epoch
@@ -126,6 +127,19 @@ class Trainer:
         elif epoch == o.niter + o.niter_decay:
             self.save(("latest",))
 
+    @contextmanager
+    def _stopping_on_signals(self) -> Iterator[None]:
+        self.interrupted = False
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python delivers signals to the main thread only
+            return
+        before = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def _interrupt(self, number: int, frame: object) -> None:
         if self.interrupted:
             raise KeyboardInterrupt
@@ -153,7 +167,14 @@ class Trainer:
                 f"starts afresh in epoch {self.position.epoch}"
             )
             return
-        self.model.optimizers.load_state_dict(state["optimizers"])
+        path = self.folder / f"{o.which_epoch}_state.pth"
+        _check_state(state, path)
+        try:
+            self.model.optimizers.load_state_dict(state["optimizers"])
+        except (KeyError, ValueError) as e:
+            raise InputError(
+                f"{path} does not fit these networks: it must be the state saved with them"
+            ) from e
         self.model.pool.load_state_dict(state["pool"], self.model.device)
         torch.set_rng_state(state["rng"])
         if len(state["rng_cuda"]) == torch.cuda.device_count():
@@ -163,6 +184,20 @@ class Trainer:
         if changed:
             print(f"going on with other options than before: {', '.join(changed)}")
         print(f"going on from epoch {self.position.epoch}, image {self.position.images}")
+
+
+_STATE = dict(
+    epoch=int, images=int, optimizers=dict, pool=dict, rng=torch.Tensor, rng_cuda=list, options=dict
+)
+
+
+def _check_state(state: dict, path: Path) -> None:
+    wrong = [name for name, kind in _STATE.items() if not isinstance(state.get(name), kind)]
+    if wrong:
+        raise InputError(
+            f"{path} must hold the state of a training saved by this package, "
+            f"its {', '.join(wrong)} is missing or of another type"
+        )
 
 
 # where a run is kept and shown, not what it computes
@@ -189,7 +224,7 @@ def write_options(options: Options, path: Path) -> None:
     )
     make_folder(path.parent)
     with replace_file(path) as file:
-        file.write(f"{text}\n".encode())
+        file.write(os.fsencode(f"{text}\n"))
 
 
 def _original_position(path: Path) -> Position:
@@ -198,8 +233,10 @@ def _original_position(path: Path) -> Position:
         return Position()
     try:
         epoch, images = (int(word) for word in path.read_text().split())
+        if epoch < 1 or images < 0:
+            raise ValueError
     except ValueError as e:
         raise InputError(
-            f"{path} must hold two numbers, the epoch and the images of it done"
+            f"{path} must hold two numbers, the epoch (from 1) and the images of it done"
         ) from e
     return Position(epoch, images)
