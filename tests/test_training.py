@@ -114,6 +114,16 @@ def test_log_rows_behind_the_checkpoint_are_repeated_not_doubled(options):
     assert [row[:2] for row in losses_of(again.folder)] == [(1, i) for i in (1, 2, 3, 4)]
 
 
+def test_time_is_up(options):
+    first = Trainer(options(name="time"))
+    first.run(minutes=0)
+    assert first.total_images == 1
+    again = Trainer(options(name="time", continue_train=True))
+    assert again.total_images == 1
+    again.run()
+    assert again.total_images == 4 * PICTURES
+
+
 def test_files_of_a_run(options):
     trainer = Trainer(options(name="files", save_epoch_freq=3, display_freq=4, instance_feat=True))
     trainer.run()

@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes",
         type=float,
-        default=5.0,
-        help="about how long to train, at most 8 epochs (default: 5)",
+        default=4.5,
+        help="about how long to train, at most 8 epochs (default: 4.5)",
     )
     parser.add_argument("--seed", type=int, default=0, help="draws other scenes (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")

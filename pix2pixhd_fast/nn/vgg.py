@@ -88,7 +88,8 @@ def _read_weights(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged pickle can raise anything
         raise InputError(f"vgg_weights {path} is not a file of PyTorch weights") from e
-    renamed = {_own_key(k): v for k, v in state.items()} if isinstance(state, dict) else {}
+    named = state.items() if isinstance(state, dict) else ()
+    renamed = {_own_key(str(k)): v for k, v in named if isinstance(v, Tensor)}
     kept = {k: v for k, v in renamed.items() if k in own}
     wrong = [k for k, v in own.items() if k not in kept or kept[k].shape != v.shape]
     if wrong:

@@ -1,6 +1,7 @@
 """The loop of `pix2pixhd-fast train`: data, updates, pictures, checkpoints."""
 
 import os
+import math
 import signal
 import threading
 import time
@@ -56,8 +57,12 @@ class Trainer:
         """Images seen since the start of the training."""
         return (self.position.epoch - 1) * self.images_per_epoch + self.position.images
 
-    def run(self) -> None:
-        """Train from the present position to the end of the last epoch."""
+    def run(self, minutes: float = math.inf) -> None:
+        """Train from the present position to the end of the last epoch.
+
+        When `minutes` are over, the run ends after the present step, with a checkpoint.
+        """
+        self.deadline = time.monotonic() + 60 * minutes
         o = self.options
         last = o.niter + o.niter_decay
         if self.position.epoch > last:
@@ -68,7 +73,8 @@ class Trainer:
         bar = progress_bar(last * self.images_per_epoch, self.total_images)
         with closing(self.monitor), self._stopping_on_signals(), bar:
             for epoch in range(self.position.epoch, last + 1):
-                self._epoch(epoch, bar)
+                if not self._epoch(epoch, bar):
+                    break
         print(f"done: {self.folder}")
 
     def save(self, labels: tuple[str, ...]) -> None:
@@ -88,7 +94,8 @@ class Trainer:
         if "," in o.gpu_ids and self.model.device.type == "cuda":
             print(f"--gpu_ids {o.gpu_ids}: this version trains on one GPU, {self.model.device}")
 
-    def _epoch(self, epoch: int, bar: tqdm) -> None:
+    def _epoch(self, epoch: int, bar: tqdm) -> bool:
+        """Train the rest of an epoch; return whether there was time for all of it."""
         self.position.epoch = epoch
         self.model.optimizers.start_epoch(epoch)
         bar.set_description(f"epoch {epoch}/{self.options.niter + self.options.niter_decay}")
@@ -100,8 +107,12 @@ class Trainer:
             seconds = (time.perf_counter() - start) / count
             self._after_step(batch, losses, seconds, bar)
             bar.update(count)
+            if time.monotonic() > self.deadline:
+                self.save(("latest",))
+                return False
             start = time.perf_counter()
         self._end_epoch(epoch)
+        return True
 
     def _after_step(self, batch: dict, losses: dict, seconds: float, bar: tqdm) -> None:
         o, now = self.options, self.total_images
