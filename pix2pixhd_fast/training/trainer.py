@@ -1,7 +1,7 @@
 """The loop of `pix2pixhd-fast train`: data, updates, pictures, checkpoints."""
 
-import os
 import math
+import os
 import signal
 import threading
 import time
