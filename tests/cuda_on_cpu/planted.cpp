@@ -12,7 +12,7 @@ cudaError_t start(int64_t sound, int blocks, size_t shared, Sound* good, Broken*
 
 }  // namespace
 
-// Every kernel gets 128 numbers to read and 64, 128 or 1 to write.
+// Every kernel gets 128 numbers to read, and numbers to write: 64 unless the test says otherwise.
 #define PLANT(name, blocks, shared, good, bad, ...)                      \
   extern "C" int name(int* in, int* out, int64_t sound) {                \
     return start(sound, blocks, shared, planted::good, planted::bad, in, \
@@ -37,6 +37,9 @@ PLANT(barrier_in_two_branches, 1, 0, two_branches<true>, two_branches<false>)
 PLANT(lost_update, 2, 0, count_positive<true>, count_positive<false>)
 PLANT(written_input, 1, 0, write_in<true>, write_in<false>)
 PLANT(signed_overflow, 1, 0, overflow, overflow, sound ? 0 : 40000)
+PLANT(too_wide_a_shift, 1, 0, shift_bits, shift_bits, sound ? 16 : 17)
+PLANT(two_blocks_write, 2, 0, number_block, number_block, sound ? 0 : 1)
+PLANT(memcpy_past_the_end, 1, 0, copy_bytes, copy_bytes, sound ? 256 : 260)
 PLANT(unwritten_output, 1, 0, write_some, write_some, sound ? 64 : 60)
 
 extern "C" int misaligned_vector(const int* in, int* out, int64_t sound) {

@@ -154,6 +154,20 @@ __global__ void count_positive(const int* in, int* out) {
   }
 }
 
+// Each block writes its number; `blocks_share`: all to the same place.
+__global__ void number_block(const int* in, int* out, int blocks_share) {
+  if (threadIdx.x == 0) {
+    out[blocks_share ? 0 : blockIdx.x] = in[blockIdx.x];
+  }
+}
+
+// By a call of memcpy: the compiler does not know the size.
+__global__ void copy_bytes(const int* in, int* out, int bytes) {
+  if (threadIdx.x == 0) {
+    memcpy(out, in, bytes);
+  }
+}
+
 template <bool kGuard>
 __global__ void write_in(int* in, int* out) {
   if (!kGuard) {
@@ -164,6 +178,10 @@ __global__ void write_in(int* in, int* out) {
 
 __global__ void overflow(const int* in, int* out, int by) {
   out[threadIdx.x] = (in[threadIdx.x] + by) * 65536;
+}
+
+__global__ void shift_bits(const int* in, int* out, int by) {
+  out[threadIdx.x] = in[threadIdx.x] >> (threadIdx.x % 16 + by);
 }
 
 __global__ void write_some(const int* in, int* out, int count) {
