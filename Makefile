@@ -14,6 +14,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 CPP_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.h csrc/*.cuh)
+TEST_CPP_FILES := $(wildcard $(foreach end,cpp h cuh,tests/*.$(end) tests/*/*.$(end)))
 
 help:
 	@echo "make demo    train a small model on synthetic scenes and look at the result"
@@ -34,7 +35,7 @@ bench: $(VENV)/.installed
 lint: $(VENV)/.dependencies
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES) $(TEST_CPP_FILES)
 	if grep -rnE 'use_fast_math|torch/(extension|all)\.h' csrc kernels pix2pixhd_fast setup.py \
 	    --include='*.py' --include='*.cpp' --include='*.cu' --include='*.h' --include='*.cuh' ||
 	    grep -n 'cuda\.is_available' setup.py; then

@@ -1,14 +1,15 @@
-"""instance_boundaries: the reference against loops, the C++ kernel against the reference."""
+"""instance_boundaries: the reference against loops, the C++ and CUDA kernels against it."""
 
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 
 from pix2pixhd_fast import InputError, backend
 from pix2pixhd_fast._library import library_status
 from pix2pixhd_fast.ops import instance_boundaries
 from pix2pixhd_fast.ops.instance_boundaries import instance_boundaries_ref
+from tests.cuda_on_cpu import HERE, SEEDS, DeviceError, Output, device_program
 
 op = torch.ops.pix2pixhd_fast.instance_boundaries
 needs_kernel = pytest.mark.skipif(
@@ -67,6 +68,61 @@ def test_kernel_against_reference(threads, n, h, w, dtype, seed):
     torch.set_num_threads(threads)
     ids = draw(n, h, w, dtype, seed)
     assert_same(op(ids), instance_boundaries_ref(ids))
+
+
+def mark_by_cuda_code(ids, seed, edges_offset=0):
+    """The CUDA kernel, run on the CPU; `edges_offset`: how far its output lies off 64 bytes."""
+    n, _, h, w = ids.shape
+    edges = torch.empty(edges_offset + ids.numel(), dtype=torch.uint8)[edges_offset:]
+    name = {torch.int32: "mark_int32", torch.int64: "mark_int64"}[ids.dtype]
+    program = device_program(HERE / "instance_boundaries.cpp")
+    program.run(name, ids, Output(edges), n, h, w, seed=seed)
+    return edges.view(ids.shape)
+
+
+@settings(max_examples=20)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 20),
+    st.integers(1, 150),
+    st.sampled_from([torch.int32, torch.int64]),
+    st.sampled_from(SEEDS),
+)
+@example(1, 1, 1, torch.int32, 0)
+@example(2, 17, 132, torch.int32, 1)
+@example(2, 9, 128, torch.int64, 2)
+@example(1, 2, 513, torch.int32, 0)
+@example(1, 3, 1028, torch.int64, 0)
+def test_cuda_code_against_reference(n, h, w, dtype, seed):
+    ids = draw(n, h, w, dtype, seed)
+    assert_same(mark_by_cuda_code(ids, seed), instance_boundaries_ref(ids))
+
+
+@pytest.mark.parametrize(("ids_offset", "edges_offset"), [(1, 0), (0, 1), (3, 2)])
+def test_cuda_code_on_tensors_that_start_anywhere(ids_offset, edges_offset):
+    ids = draw(1, 1, ids_offset + 9 * 64).flatten()[ids_offset:].view(1, 1, 9, 64)
+    for seed in SEEDS:
+        assert_same(mark_by_cuda_code(ids, seed, edges_offset), instance_boundaries_ref(ids))
+
+
+def test_cuda_code_refuses_more_than_the_grid_holds():
+    program = device_program(HERE / "instance_boundaries.cpp")
+    ids, edges = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.uint8)
+    for size in ((2**31, 1, 1), (1, 2**31, 1), (1, 1, 2**26)):
+        with pytest.raises(DeviceError, match="cudaError_t 1$"):
+            program.run("mark_int32", ids, Output(edges), *size, seed=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 1024, 2048), (2, 300, 257)], ids=str)
+def test_cuda_kernel_on_a_device(shape, dtype):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(op._qualified_op_name, "CUDA"):
+        pytest.skip("the CUDA kernels are not built")
+    ids = draw(*shape, dtype)
+    assert_same(op(ids.cuda()).cpu(), instance_boundaries_ref(ids))
+    if ids.numel() > 1:
+        assert_same(op(ids.cuda()[..., 1:]).cpu(), instance_boundaries_ref(ids[..., 1:]))
 
 
 @pytest.mark.parametrize(
