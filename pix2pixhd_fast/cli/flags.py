@@ -31,15 +31,17 @@ def add_option_flags(parser: argparse.ArgumentParser, command: str) -> None:
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def options_from(arguments: argparse.Namespace, command: str) -> Options:
-    """Build the `Options` of `command` from parsed flags."""
+def options_from(
+    arguments: argparse.Namespace, command: str, isTrain: bool | None = None
+) -> Options:
+    """Build the `Options` of `command` from parsed flags; `isTrain` by default as it says."""
     given = vars(arguments)
     for name in _REFUSED:
         if name in given:
             raise InputError(f"--{name} is not available: networks run in PyTorch here")
     names = {option.name for option in _options_of(command)}
     chosen = {name: value for name, value in given.items() if name in names}
-    return Options(isTrain=command == "train", **chosen)
+    return Options(isTrain=command == "train" if isTrain is None else isTrain, **chosen)
 
 
 def _options_of(command: str) -> list[Field]:

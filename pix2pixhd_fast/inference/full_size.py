@@ -1,13 +1,12 @@
 """The generator of the paper, once, at 2048x1024: what it takes here."""
 
-import resource
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pix2pixhd_fast import _resident
 from pix2pixhd_fast.model import Pix2PixHD
 from pix2pixhd_fast.options import Options
 
@@ -38,23 +37,9 @@ def measure_paper_size(label: Tensor, inst: Tensor, device: str = "auto") -> Mea
         model.synthesize(label, inst)  # the first run also loads cuDNN and chooses its kernels
         torch.cuda.reset_peak_memory_stats(model.device)
     else:
-        _reset_peak_resident()
+        _resident.reset_peak()
     start = time.perf_counter()
     model.synthesize(label, inst).cpu()
     seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated(model.device) if on_gpu else _peak_resident()
+    peak = torch.cuda.max_memory_allocated(model.device) if on_gpu else _resident.peak_bytes()
     return Measurement(seconds, peak / 2**30, model.device)
-
-
-def _reset_peak_resident() -> None:
-    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # Linux: the peak starts again from the present size
-
-
-def _peak_resident() -> int:
-    """Bytes; where the peak cannot be reset, since the start of the process."""
-    with suppress(OSError), open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
