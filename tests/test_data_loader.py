@@ -176,7 +176,7 @@ def test_batches_are_pinned_only_for_a_cuda_device(root, monkeypatch, flags, cud
 def test_signals_to_all_processes_do_not_end_the_workers(root):
     options = options_for(root, nThreads=2)
     loader = iter(make_loader(AlignedDataset(options), options))
-    found = [next(loader)]
+    found = [next(loader), next(loader)]  # one from each worker: both have started
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGINT)
         os.kill(worker.pid, signal.SIGTERM)
