@@ -1,5 +1,6 @@
 """Batches: order, resumption, workers, and what they say about bad input."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -181,3 +182,18 @@ def test_signals_to_all_processes_do_not_end_the_workers(root):
         os.kill(worker.pid, signal.SIGINT)
         os.kill(worker.pid, signal.SIGTERM)
     assert len([*found, *loader]) == COUNT
+
+
+def test_a_second_sigterm_ends_a_worker(root):
+    options = options_for(root, nThreads=1)
+    loader = iter(make_loader(AlignedDataset(options), options))
+    next(loader)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(0.5)
+    assert worker.is_alive()
+    with contextlib.suppress(RuntimeError):  # PyTorch may notice first
+        worker.terminate()
+        worker.join(10)
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGTERM

@@ -11,6 +11,7 @@ from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.options import Options
 
 Batch = dict[str, torch.Tensor | list[str]]
+GRACE = 60  # seconds; cluster schedulers kill after about as long
 
 
 def make_loader(
@@ -96,9 +97,18 @@ class _EpochLoader(DataLoader):
 
 
 def _leave_signals_to_main(worker: int) -> None:
-    """Ctrl-C, and SIGTERM of a cluster, reach all processes: workers serve until main ends them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Ctrl-C, and SIGTERM of a cluster, reach all processes: workers serve until main ends them.
+
+    Main ends a worker that does not answer by SIGTERM as well: the second one counts, and the first
+    after `GRACE` seconds, so that no program waits for its workers for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _serve_a_little_longer)
+
+
+def _serve_a_little_longer(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(GRACE)
 
 
 def _uses_cuda(options: Options) -> bool:
