@@ -50,7 +50,8 @@ def norm_act_pad(
     changes nothing: y has the dtype of x. Raises `InputError` for other arguments.
     """
     _check(x, act, padding, pad, eps)
-    if current_backend() == "eager":
+    # No kernel is for float64.
+    if current_backend() == "eager" or x.dtype == torch.float64:
         return norm_act_pad_ref(x, act, slope, padding, pad, eps)
     return torch.ops.pix2pixhd_fast.norm_act_pad(x, act, slope, padding, pad, eps)
 

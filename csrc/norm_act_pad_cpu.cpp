@@ -1,0 +1,494 @@
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "huge_pages.h"
+#include "norm_act_pad_tiles.h"
+
+// A contiguous [N, C, H, W] is a channels_last [N * C, 1, H, W]: there is one way through memory,
+// pixel by pixel, for both formats. Each image (for the default format: plane) is read twice.
+
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::parallel_for;
+using torch::stable::Tensor;
+
+// A task should have this many values: 32768 floats are 128 KiB, some 20 us; two such arrays fit
+// into the second-level cache, so that the two passes over a chunk read memory once.
+constexpr int64_t kChunk = 32768;
+// The floats of a tile: with its buffers it fits into the first-level cache.
+constexpr int64_t kTile = 2048;
+// At least 1 KiB of lanes: long loops, and sums that do not wait for each other.
+constexpr int64_t kLanes = 256;
+
+enum class Padding { none, reflect, replicate, zero };
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+using Buffer = std::unique_ptr<float[]>;
+Buffer uninitialised(int64_t size) { return std::make_unique_for_overwrite<float[]>(size); }
+
+struct Problem {
+  int64_t images, channels, height, width, pad;
+  Act act;
+  float slope;
+  Padding padding;
+  int64_t pixels_per_step = 1;  // a power of two
+  int64_t lanes = 0, tile_pixels = 0, tile = 0;
+
+  void choose_tiles() {
+    while (channels * pixels_per_step < kLanes) pixels_per_step *= 2;
+    lanes = channels * pixels_per_step;
+    tile_pixels = pixels_per_step * std::max<int64_t>(1, kTile / lanes);
+    tile = tile_pixels * channels;
+  }
+  int64_t pixels() const { return height * width; }
+  int64_t padded_width() const { return width + 2 * pad; }
+  int64_t padded_height() const { return height + 2 * pad; }
+
+  // Copies the first [channels] over and over, to [lanes].
+  void repeat(float* values) const {
+    for (int64_t n = channels; n < lanes; n *= 2) std::copy_n(values, n, values + n);
+  }
+
+  // [lanes] -> the sums of each channel, in the first [channels]
+  void fold(float* values) const {
+    for (int64_t half = lanes / 2; half >= channels; half /= 2) {
+      for (int64_t i = 0; i < half; ++i) values[i] += values[half + i];
+      if (half == channels) break;
+    }
+  }
+
+  // Calls body(image) for all images: several at a time where they are many or small, otherwise one
+  // by one, and body is parallel itself. Results do not depend on it.
+  template <typename Body>
+  void for_each_image(Body body) const {
+    const int64_t size = pixels() * channels;
+    const bool together = images >= 4 * torch::stable::get_num_threads() || size < 2 * kChunk;
+    const int64_t grain = together ? ceil_div(kChunk, size) : images;
+    parallel_for(0, images, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t image = begin; image < end; ++image) body(image);
+    });
+  }
+
+  // The index in a row (or column) of `size` that lies at `index` of the padded one, -1 for none.
+  int64_t source(int64_t index, int64_t size) const {
+    int64_t i = index - pad;
+    if (i >= 0 && i < size) return i;
+    if (padding == Padding::zero) return -1;
+    if (padding == Padding::replicate) return i < 0 ? 0 : size - 1;
+    i = i < 0 ? -i : i;
+    return i < size ? i : 2 * (size - 1) - i;
+  }
+
+  // Calls body(index) for each index of the padded row that `i` of the row is copied to in addition
+  // to i + pad.
+  template <typename Body>
+  void for_each_mirror(int64_t i, int64_t size, Body body) const {
+    if (padding == Padding::reflect) {
+      if (i >= 1 && i <= pad) body(pad - i);
+      if (i <= size - 2 && i >= size - 1 - pad) body(pad + 2 * (size - 1) - i);
+    } else if (padding == Padding::replicate) {
+      for (int64_t k = 0; k < pad && i == 0; ++k) body(k);
+      for (int64_t k = 0; k < pad && i == size - 1; ++k) body(pad + size + k);
+    }
+  }
+};
+
+template <typename T>
+struct Forward : Problem {
+  const T* x;
+  T* y;
+  float* mean;
+  float* rstd;
+  double eps;
+
+  void run() const {
+    for_each_image([&](int64_t image) {
+      statistics(image);
+      apply(image);
+    });
+  }
+
+  void statistics(int64_t image) const {
+    const int64_t chunk_pixels = ceil_div(kChunk, tile) * tile_pixels;
+    const int64_t chunks = ceil_div(pixels(), chunk_pixels);
+    const Buffer means = uninitialised(chunks * channels);
+    const Buffer squares = uninitialised(chunks * channels);
+    parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+      const Buffer scratch = uninitialised(2 * lanes + tile);
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        const int64_t first = chunk * chunk_pixels;
+        const int64_t count = std::min(chunk_pixels, pixels() - first);
+        chunk_statistics(x + (image * pixels() + first) * channels, count, scratch.get());
+        std::copy_n(scratch.get(), channels, means.get() + chunk * channels);
+        std::copy_n(scratch.get() + lanes, channels, squares.get() + chunk * channels);
+      }
+    });
+    combine(means.get(), squares.get(), chunks, chunk_pixels, image);
+  }
+
+  // `scratch`: [lanes] for the means, [lanes] for the sums of the squared distances from them, and
+  // a tile.
+  void chunk_statistics(const T* chunk, int64_t count, float* scratch) const {
+    float* centre = scratch;
+    float* squares = centre + lanes;
+    float* buffer = squares + lanes;
+    std::fill_n(scratch, 2 * lanes, 0.0f);
+    const int64_t size = count * channels;
+    for (int64_t i = 0; i < size; i += tile) {
+      const int64_t n = std::min(tile, size - i);
+      add_values(load_tile(chunk + i, n, buffer), n, lanes, centre);
+    }
+    fold(centre);
+    for (int64_t c = 0; c < channels; ++c) centre[c] /= static_cast<float>(count);
+    repeat(centre);
+    for (int64_t i = 0; i < size; i += tile) {
+      const int64_t n = std::min(tile, size - i);
+      add_squares(load_tile(chunk + i, n, buffer), n, lanes, centre, squares);
+    }
+    fold(squares);
+  }
+
+  // Of the chunks' means and squared distances [chunks, channels].
+  void combine(const float* means, const float* squares, int64_t chunks, int64_t chunk_pixels,
+               int64_t image) const {
+    const double all = static_cast<double>(pixels());
+    std::vector<double> total(channels), spread(channels);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const double share = std::min(chunk_pixels, pixels() - chunk * chunk_pixels) / all;
+      for (int64_t c = 0; c < channels; ++c) total[c] += share * means[chunk * channels + c];
+    }
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const double share = std::min(chunk_pixels, pixels() - chunk * chunk_pixels) / all;
+      for (int64_t c = 0; c < channels; ++c) {
+        const double d = means[chunk * channels + c] - total[c];
+        spread[c] += squares[chunk * channels + c] / all + share * d * d;
+      }
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      mean[image * channels + c] = static_cast<float>(total[c]);
+      rstd[image * channels + c] = static_cast<float>(1.0 / std::sqrt(spread[c] + eps));
+    }
+  }
+
+  void apply(int64_t image) const {
+    const Buffer parameters = uninitialised(2 * lanes);
+    std::copy_n(mean + image * channels, channels, parameters.get());
+    std::copy_n(rstd + image * channels, channels, parameters.get() + lanes);
+    repeat(parameters.get());
+    repeat(parameters.get() + lanes);
+    const int64_t row_size = padded_width() * channels;
+    parallel_for(0, padded_height(), ceil_div(kChunk, row_size), [&](int64_t begin, int64_t end) {
+      const Buffer buffer = uninitialised(tile);
+      // Upwards: what the statistics read last is still in the cache.
+      for (int64_t row = end - 1; row >= begin; --row) {
+        T* to = y + (image * padded_height() + row) * row_size;
+        const int64_t from = source(row, height);
+        if (from < 0) {
+          std::fill_n(to, row_size, T{});
+        } else {
+          apply_row(x + (image * height + from) * width * channels, parameters.get(), buffer.get(),
+                    to);
+        }
+      }
+    });
+  }
+
+  void apply_row(const T* row, const float* parameters, float* buffer, T* to) const {
+    const auto run = [&](const T* from, int64_t n, T* target) {
+      float* floats = tile_target(target, buffer);
+      normalise(load_tile(from, n, buffer), n, lanes, parameters, parameters + lanes, act, slope,
+                floats);
+      store_tile(floats, n, target);
+    };
+    const auto border = [&](int64_t column) {
+      const int64_t from = source(column, width);
+      if (from < 0) {
+        std::fill_n(to + column * channels, channels, T{});
+      } else {
+        run(row + from * channels, channels, to + column * channels);
+      }
+    };
+    for (int64_t column = 0; column < pad; ++column) border(column);
+    const int64_t size = width * channels;
+    for (int64_t i = 0; i < size; i += tile) {
+      run(row + i, std::min(tile, size - i), to + pad * channels + i);
+    }
+    for (int64_t column = pad + width; column < padded_width(); ++column) border(column);
+  }
+};
+
+template <typename T>
+struct Backward : Problem {
+  const T* dy;
+  const T* x;
+  const float* mean;
+  const float* rstd;
+  T* dx;
+
+  void run() const {
+    for_each_image([&](int64_t image) {
+      // mean, rstd and the means of g and g * xhat, [lanes] each
+      const Buffer parameters = uninitialised(4 * lanes);
+      std::copy_n(mean + image * channels, channels, parameters.get());
+      std::copy_n(rstd + image * channels, channels, parameters.get() + lanes);
+      repeat(parameters.get());
+      repeat(parameters.get() + lanes);
+      reduce(image, parameters.get());
+      apply(image, parameters.get());
+    });
+  }
+
+  void reduce(int64_t image, float* parameters) const {
+    const int64_t chunk_rows = ceil_div(kChunk, width * channels);
+    const int64_t chunks = ceil_div(height, chunk_rows);
+    const Buffer partial = uninitialised(chunks * 2 * channels);
+    parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+      const Buffer scratch = uninitialised(2 * lanes + 2 * tile);
+      float* sums = scratch.get();
+      float* dots = sums + lanes;
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        std::fill_n(sums, 2 * lanes, 0.0f);
+        const int64_t last = std::min(height, (chunk + 1) * chunk_rows);
+        for (int64_t row = chunk * chunk_rows; row < last; ++row) {
+          for_each_tile(image, row, dots + lanes,
+                        [&](const float* g, const float* in, int64_t, int64_t n) {
+                          add_gradients(g, in, n, lanes, parameters, parameters + lanes, act, slope,
+                                        sums, dots);
+                        });
+        }
+        fold(sums);
+        fold(dots);
+        std::copy_n(sums, channels, partial.get() + chunk * 2 * channels);
+        std::copy_n(dots, channels, partial.get() + (chunk * 2 + 1) * channels);
+      }
+    });
+    combine(partial.get(), chunks, parameters + 2 * lanes);
+  }
+
+  // Of the chunks' sums [chunks, 2, channels] the means, [2, lanes].
+  void combine(const float* partial, int64_t chunks, float* means) const {
+    std::vector<double> total(2 * channels);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      for (int64_t c = 0; c < 2 * channels; ++c) total[c] += partial[chunk * 2 * channels + c];
+    }
+    for (int64_t k = 0; k < 2; ++k) {
+      for (int64_t c = 0; c < channels; ++c) {
+        means[k * lanes + c] = static_cast<float>(total[k * channels + c] / pixels());
+      }
+      repeat(means + k * lanes);
+    }
+  }
+
+  void apply(int64_t image, const float* parameters) const {
+    parallel_for(0, height, ceil_div(kChunk, width * channels), [&](int64_t begin, int64_t end) {
+      const Buffer scratch = uninitialised(2 * tile);
+      for (int64_t row = end - 1; row >= begin; --row) {
+        T* to = dx + (image * height + row) * width * channels;
+        for_each_tile(image, row, scratch.get(),
+                      [&](const float* g, const float* in, int64_t i, int64_t n) {
+                        float* floats = tile_target(to + i, scratch.get());
+                        normalise_backward(g, in, n, lanes, parameters, parameters + lanes,
+                                           parameters + 2 * lanes, parameters + 3 * lanes, act,
+                                           slope, floats);
+                        store_tile(floats, n, to + i);
+                      });
+      }
+    });
+  }
+
+  // Calls body(gradient of the unpadded, x, offset in the row, count) along a row; `scratch` is two
+  // tiles.
+  template <typename Body>
+  void for_each_tile(int64_t image, int64_t row, float* scratch, Body body) const {
+    const T* x_row = x + (image * height + row) * width * channels;
+    const int64_t reach = padding == Padding::reflect ? pad + 1 : padding == Padding::replicate;
+    const int64_t left = std::min(width, reach);
+    const int64_t right = std::max(left, width - reach);
+    int64_t column = 0;
+    while (column < width) {
+      const int64_t limit = column < left ? left : column < right ? right : width;
+      const int64_t end = std::min(limit, column + tile_pixels);
+      const int64_t count = (end - column) * channels;
+      const bool inside = column >= left && end <= right;
+      const float* g = fold_tile(image, row, column, end, inside, scratch);
+      body(g, load_tile(x_row + column * channels, count, scratch + tile), column * channels,
+           count);
+      column = end;
+    }
+  }
+
+  // The gradient of the padding, columns [first, last): the sum of all copies of each pixel.
+  const float* fold_tile(int64_t image, int64_t row, int64_t first, int64_t last, bool inside,
+                         float* buffer) const {
+    const T* dy_image = dy + image * padded_height() * padded_width() * channels;
+    const int64_t count = (last - first) * channels;
+    int64_t mirrors = 0;
+    for_each_mirror(row, height, [&](int64_t) { ++mirrors; });
+    const auto at = [&](int64_t r, int64_t c) {
+      return dy_image + (r * padded_width() + c) * channels;
+    };
+    if (inside && mirrors == 0) return load_tile(at(row + pad, first + pad), count, buffer);
+    std::fill_n(buffer, count, 0.0f);
+    const auto add_row = [&](int64_t r) {
+      add_tile(at(r, first + pad), count, buffer);
+      for (int64_t column = first; column < last && !inside; ++column) {
+        for_each_mirror(column, width, [&](int64_t c) {
+          add_tile(at(r, c), channels, buffer + (column - first) * channels);
+        });
+      }
+    };
+    add_row(row + pad);
+    for_each_mirror(row, height, add_row);
+    return buffer;
+  }
+};
+
+Act act_of(const std::string& name) {
+  if (name == "none") return Act::none;
+  if (name == "relu") return Act::relu;
+  if (name == "leaky_relu") return Act::leaky_relu;
+  STD_TORCH_CHECK(name == "tanh", "norm_act_pad: unknown act ", name);
+  return Act::tanh;
+}
+
+Padding padding_of(const std::string& name) {
+  if (name == "none") return Padding::none;
+  if (name == "reflect") return Padding::reflect;
+  if (name == "replicate") return Padding::replicate;
+  STD_TORCH_CHECK(name == "zero", "norm_act_pad: unknown padding ", name);
+  return Padding::zero;
+}
+
+// The format of y and dx: channels_last where x is that and not contiguous as well.
+MemoryFormat format_of(const Tensor& x) {
+  if (x.is_contiguous()) return MemoryFormat::Contiguous;
+  int64_t dense = 1;
+  for (const int64_t dim : {1, 3, 2, 0}) {
+    if (x.size(dim) != 1 && x.stride(dim) != dense) return MemoryFormat::Contiguous;
+    dense *= x.size(dim);
+  }
+  return MemoryFormat::ChannelsLast;
+}
+
+Problem problem_of(const Tensor& x, MemoryFormat format, const std::string& act, double slope,
+                   const std::string& padding, int64_t pad) {
+  const bool last = format == MemoryFormat::ChannelsLast;
+  Problem problem{
+      .images = last ? x.size(0) : x.size(0) * x.size(1),
+      .channels = last ? x.size(1) : 1,
+      .height = x.size(2),
+      .width = x.size(3),
+      .pad = pad,
+      .act = act_of(act),
+      .slope = static_cast<float>(slope),
+      .padding = padding_of(padding),
+  };
+  const int64_t limit = problem.padding == Padding::none      ? 1
+                        : problem.padding == Padding::reflect ? std::min(x.size(2), x.size(3))
+                                                              : INT64_MAX;
+  STD_TORCH_CHECK(x.size(2) > 0 && x.size(3) > 0 && pad >= 0 && pad < limit,
+                  "norm_act_pad: pad does not suit x");
+  problem.choose_tiles();
+  return problem;
+}
+
+Tensor new_like(const Tensor& x, int64_t pad, MemoryFormat format) {
+  Tensor y =
+      torch::stable::empty({x.size(0), x.size(1), x.size(2) + 2 * pad, x.size(3) + 2 * pad},
+                           x.scalar_type(), std::nullopt, std::nullopt, std::nullopt, format);
+  advise_huge_pages(y.mutable_data_ptr(), y.numel() * y.element_size());
+  return y;
+}
+
+template <typename T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* mutable_data(Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Calls body.operator()<T>() for the type of the values of x.
+template <typename Body>
+void with_type(ScalarType type, Body body) {
+  if (type == ScalarType::Float) return body.template operator()<float>();
+  if (type == ScalarType::Half) return body.template operator()<Half>();
+  STD_TORCH_CHECK(type == ScalarType::BFloat16, "norm_act_pad: x has an unsupported dtype");
+  body.template operator()<BFloat16>();
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_act_pad_cpu(const Tensor& given, std::string act,
+                                                    double slope, std::string padding, int64_t pad,
+                                                    double eps) {
+  STD_TORCH_CHECK(given.dim() == 4, "norm_act_pad: x must be [N, C, H, W]");
+  const MemoryFormat format = format_of(given);
+  const Problem problem = problem_of(given, format, act, slope, padding, pad);
+  const Tensor x = torch::stable::contiguous(given, format);
+  Tensor y = new_like(x, pad, format);
+  Tensor mean = torch::stable::empty({x.size(0), x.size(1)}, ScalarType::Float);
+  Tensor rstd = torch::stable::empty({x.size(0), x.size(1)}, ScalarType::Float);
+  if (x.numel() > 0) {
+    with_type(x.scalar_type(), [&]<typename T>() {
+      Forward<T>{problem,
+                 data<T>(x),
+                 mutable_data<T>(y),
+                 mutable_data<float>(mean),
+                 mutable_data<float>(rstd),
+                 eps}
+          .run();
+    });
+  }
+  return {y, mean, rstd};
+}
+
+Tensor norm_act_pad_backward_cpu(const Tensor& given_dy, const Tensor& given, const Tensor& mean,
+                                 const Tensor& rstd, std::string act, double slope,
+                                 std::string padding, int64_t pad) {
+  STD_TORCH_CHECK(given.dim() == 4 && given_dy.dim() == 4, "norm_act_pad: x must be [N, C, H, W]");
+  const MemoryFormat format = format_of(given);
+  const Problem problem = problem_of(given, format, act, slope, padding, pad);
+  STD_TORCH_CHECK(given_dy.scalar_type() == given.scalar_type() &&
+                      given_dy.size(0) == given.size(0) && given_dy.size(1) == given.size(1) &&
+                      given_dy.size(2) == problem.padded_height() &&
+                      given_dy.size(3) == problem.padded_width(),
+                  "norm_act_pad: dy does not match x");
+  const Tensor x = torch::stable::contiguous(given, format);
+  const Tensor dy = torch::stable::contiguous(given_dy, format);
+  const Tensor means = torch::stable::contiguous(mean);
+  const Tensor rstds = torch::stable::contiguous(rstd);
+  STD_TORCH_CHECK(means.scalar_type() == ScalarType::Float &&
+                      rstds.scalar_type() == ScalarType::Float &&
+                      means.numel() == x.size(0) * x.size(1) && rstds.numel() == means.numel(),
+                  "norm_act_pad: mean and rstd must be float32 [N, C]");
+  Tensor dx = new_like(x, 0, format);
+  if (x.numel() > 0) {
+    with_type(x.scalar_type(), [&]<typename T>() {
+      Backward<T>{problem,
+                  data<T>(dy),
+                  data<T>(x),
+                  data<float>(means),
+                  data<float>(rstds),
+                  mutable_data<T>(dx)}
+          .run();
+    });
+  }
+  return dx;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pix2pixhd_fast, CPU, m) {
+  m.impl("norm_act_pad", TORCH_BOX(&norm_act_pad_cpu));
+  m.impl("norm_act_pad_backward", TORCH_BOX(&norm_act_pad_backward_cpu));
+}
