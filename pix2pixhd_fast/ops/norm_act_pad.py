@@ -68,8 +68,10 @@ def _check(x: Tensor, act: str, padding: str, pad: int, eps: float) -> None:
         raise InputError(f"act must be one of {', '.join(ACTIVATIONS)}, got {act!r}")
     if padding not in PADDINGS:
         raise InputError(f"padding must be one of {', '.join(PADDINGS)}, got {padding!r}")
-    if pad < 0 or (padding == "none" and pad != 0):
-        raise InputError(f"pad must be {'at least ' * (padding != 'none')}0, got {pad}")
+    if pad < 0:
+        raise InputError(f"pad must be at least 0, got {pad}")
+    if padding == "none" and pad > 0:
+        raise InputError(f"pad must be 0 where padding is none, got {pad}")
     if padding == "reflect" and pad >= min(height, width):
         raise InputError(
             f"pad must be less than both sides of x, {height} x {width}, to reflect, got {pad}"
@@ -97,18 +99,18 @@ def norm_act_pad_ref(
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = _wide(x)
     mean = wide.mean((2, 3))
-    rstd = (wide.var((2, 3), correction=0) + eps).rsqrt()
-    y = (wide - mean[..., None, None]) * rstd[..., None, None]
+    centred = wide - mean[..., None, None]
+    rstd = (centred.square().mean((2, 3)) + eps).rsqrt()
+    y = centred * rstd[..., None, None]
     if act == "relu":
         y = y.relu()
     elif act == "leaky_relu":
         y = torch.where(y > 0, y, y * slope)
     elif act == "tanh":
         y = y.tanh()
-    if pad > 0 and x.numel() > 0:
-        y = F.pad(y, (pad,) * 4, mode=MODES[padding])
-    elif pad > 0:
-        y = y.new_empty(*x.shape[:2], x.shape[2] + 2 * pad, x.shape[3] + 2 * pad)
+    if pad > 0:
+        # Without values all paddings are the same, but only this one is implemented.
+        y = F.pad(y, (pad,) * 4, mode=MODES[padding] if x.numel() > 0 else "constant")
     return _laid_out_like(x, y), mean.detach(), rstd.detach()
 
 
@@ -181,4 +183,4 @@ torch.library.register_autograd(
 )
 torch.library.register_autograd("pix2pixhd_fast::norm_act_pad_backward", _no_double_backward)
 register_triton("norm_act_pad", "pix2pixhd_fast.kernels.norm_act_pad:forward")
-register_triton("norm_act_pad_backward", "pix2pixhd_fast.kernels.norm_act_pad:backward")
+register_triton("norm_act_pad_backward", "pix2pixhd_fast.kernels.norm_act_pad_backward:backward")
