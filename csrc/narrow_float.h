@@ -31,12 +31,13 @@ struct BFloat16 {
   return (yes & mask) | (no & ~mask);
 }
 
-// To the nearest, ties to even.
+// To the nearest, ties to even. A NaN must be a quiet one, as results of arithmetic are.
 [[gnu::always_inline]] inline void from_float(float value, BFloat16& rounded) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const uint32_t nan = (bits >> 16) | 0x40u;
-  rounded.bits = static_cast<uint16_t>(select((bits & 0x7fffffffu) > 0x7f800000u, nan, nearest));
+  const uint32_t half_a_unit = 0x7fffu + ((bits >> 16) & 1u);
+  // Added to a NaN it might overflow into the sign.
+  const uint32_t added = select((bits & 0x7fffffffu) > 0x7f800000u, 0u, half_a_unit);
+  rounded.bits = static_cast<uint16_t>((bits + added) >> 16);
 }
 
 [[gnu::always_inline]] inline void from_float(float value, Half& rounded) {

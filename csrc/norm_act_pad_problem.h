@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -11,6 +12,9 @@
 
 // The shapes of norm_act_pad: what is worked on together, and where the padding comes from.
 namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::stable::Tensor;
 
 // A task should have this many values: 32768 floats are 128 KiB, some 20 us; two such arrays fit
 // into the second-level cache, so that the two passes over a chunk read memory once.
@@ -109,5 +113,38 @@ struct Problem {
     }
   }
 };
+
+// The format of y and dx: channels_last where x is that and not contiguous as well.
+MemoryFormat format_of(const Tensor& x) {
+  if (x.is_contiguous()) return MemoryFormat::Contiguous;
+  int64_t dense = 1;
+  for (const int64_t dim : {1, 3, 2, 0}) {
+    if (x.size(dim) != 1 && x.stride(dim) != dense) return MemoryFormat::Contiguous;
+    dense *= x.size(dim);
+  }
+  return MemoryFormat::ChannelsLast;
+}
+
+Problem problem_of(const Tensor& x, MemoryFormat format, const std::string& act, double slope,
+                   const std::string& padding, int64_t pad) {
+  const bool last = format == MemoryFormat::ChannelsLast;
+  Problem problem{
+      .images = last ? x.size(0) : x.size(0) * x.size(1),
+      .channels = last ? x.size(1) : 1,
+      .height = x.size(2),
+      .width = x.size(3),
+      .pad = pad,
+      .act = act_of(act),
+      .slope = static_cast<float>(slope),
+      .padding = padding_of(padding),
+  };
+  const int64_t limit = problem.padding == Padding::none      ? 1
+                        : problem.padding == Padding::reflect ? std::min(x.size(2), x.size(3))
+                                                              : INT64_MAX;
+  STD_TORCH_CHECK(x.size(2) > 0 && x.size(3) > 0 && pad >= 0 && pad < limit,
+                  "norm_act_pad: pad does not suit x");
+  problem.choose_tiles();
+  return problem;
+}
 
 }  // namespace

@@ -87,20 +87,13 @@ template <typename Body>
   }
 }
 
-// sums += x
+// sums += x - shift and squares += (x - shift)^2
 PIX2PIXHD_FAST_SIMD
-void add_values(const float* x, int64_t count, int64_t lanes, float* sums) {
-  for_each_value(count, lanes, [=](int64_t i, int64_t lane) __attribute__((always_inline)) {
-    sums[lane] += x[i];
-  });
-}
-
-// squares += (x - centre)^2
-PIX2PIXHD_FAST_SIMD
-void add_squares(const float* x, int64_t count, int64_t lanes, const float* centre,
+void add_moments(const float* x, int64_t count, int64_t lanes, const float* shift, float* sums,
                  float* squares) {
   for_each_value(count, lanes, [=](int64_t i, int64_t lane) __attribute__((always_inline)) {
-    const float d = x[i] - centre[lane];
+    const float d = x[i] - shift[lane];
+    sums[lane] += d;
     squares[lane] += d * d;
   });
 }
