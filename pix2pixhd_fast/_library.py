@@ -1,5 +1,7 @@
 """The operator library: one namespace, one binary, one choice of backend."""
 
+import importlib
+import importlib.util
 import logging
 import multiprocessing
 import os
@@ -14,6 +16,8 @@ from pix2pixhd_fast.errors import InputError
 # GPU and the compiled kernels for the CPU; auto: the fastest that there is, per op.
 BACKENDS = ("auto", "ref", "cpp", "triton")
 BACKEND = os.getenv("PIX2PIXHD_FAST_BACKEND", "auto")
+# Triton's interpreter runs the kernels on the CPU: slow, for tests.
+INTERPRETED = BACKEND == "triton" and os.getenv("TRITON_INTERPRET") == "1"
 BINARY = Path(__file__).with_name("_C.abi3.so")
 
 _library = torch.library.Library("pix2pixhd_fast", "DEF")
@@ -27,18 +31,35 @@ def define(name: str, schema: str, reference: Callable) -> None:
     _names.append(name)
 
 
+def register_triton(name: str, launcher: str) -> None:
+    """Run the op `name` on the GPU by `launcher` ("module:function"), imported at its first call.
+
+    Not under the backends ref and cpp, nor where Triton is not installed. Under the backend triton
+    with TRITON_INTERPRET=1 the launcher serves the CPU instead of the GPU.
+    """
+    if BACKEND not in ("auto", "triton") or importlib.util.find_spec("triton") is None:
+        return
+    module, function = launcher.split(":")
+
+    def launch(*arguments):
+        return getattr(importlib.import_module(module), function)(*arguments)
+
+    _library.impl(name, launch, "CPU" if INTERPRETED else "CUDA")
+
+
 def library_status() -> dict[str, bool | str | list[str] | None]:
     """Say what runs the ops.
 
     Returns `built` (whether the compiled kernels are loaded), `backend` (PIX2PIXHD_FAST_BACKEND),
-    `path` (of the loaded binary, or None) and `kernels` (the ops that have a compiled kernel for
-    the CPU; the others run their PyTorch reference there).
+    `path` (of the loaded binary, or None), `kernels` (the ops that have a kernel for the CPU; the
+    others run their PyTorch reference there) and `gpu_kernels` (the same for the GPU).
     """
     return {
         "built": _loaded,
         "backend": BACKEND,
         "path": str(BINARY) if _loaded else None,
         "kernels": [name for name in _names if _has_kernel(name, "CPU")],
+        "gpu_kernels": [name for name in _names if _has_kernel(name, "CUDA")],
     }
 
 

@@ -1,6 +1,8 @@
 """The same random numbers, memory and threads for every test; reference data."""
 
+import importlib.util
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,14 @@ import torch
 from torch import Tensor
 
 from pix2pixhd_fast._backend import BACKENDS, backend
-from tests.helpers import CITYSCAPES, GOLDEN, MORE_GOLDEN
+from tests.helpers import CITYSCAPES, GOLDEN, MORE_GOLDEN, ROOT
+
+if importlib.util.find_spec("pix2pixhd_fast.kernels") is None:
+    # Nothing is installed: the package runs where it lies, and its kernels lie beside it.
+    _spec = importlib.util.spec_from_file_location(
+        "pix2pixhd_fast.kernels", ROOT / "kernels/__init__.py"
+    )
+    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")

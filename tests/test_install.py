@@ -66,7 +66,8 @@ def test_every_op_has_its_kernel():
     status = _library.library_status()
     if not status["built"]:
         pytest.skip("the C++ kernels are not built")
-    assert status["kernels"] == [path.stem[:-4] for path in sorted(ROOT.glob("csrc/*_cpu.cpp"))]
+    ops = [name for name in status["kernels"] if not name.endswith("_backward")]
+    assert ops == [path.stem[:-4] for path in sorted(ROOT.glob("csrc/*_cpu.cpp"))]
     assert status["path"] == str(ROOT / "pix2pixhd_fast/_C.abi3.so")
 
 

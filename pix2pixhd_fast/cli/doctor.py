@@ -53,6 +53,7 @@ def _built() -> list[tuple[str, str]]:
     return [
         ("binary", str(status["path"] or "not built (a compiler and pip install build it)")),
         ("CPU kernels", kernels),
+        ("GPU kernels", ", ".join(status["gpu_kernels"]) or "none: the PyTorch references run"),
         ("backend", status["backend"]),
     ]
 
