@@ -22,6 +22,7 @@ BINARY = Path(__file__).with_name("_C.abi3.so")
 
 _library = torch.library.Library("pix2pixhd_fast", "DEF")
 _names: list[str] = []
+_references: dict[str, Callable] = {}
 
 
 def define(name: str, schema: str, reference: Callable) -> None:
@@ -29,6 +30,17 @@ def define(name: str, schema: str, reference: Callable) -> None:
     _library.define(name + schema)
     _library.impl(name, reference, "CompositeExplicitAutograd")
     _names.append(name)
+    _references[name] = reference
+
+
+def kernel(name: str, *arguments):
+    """Run the op `name`, by its reference where the first tensor is float64: no kernel is for that.
+
+    For the ops that ops are composed of; they have no gradient of their own.
+    """
+    if arguments[0].dtype == torch.float64:
+        return _references[name](*arguments)
+    return getattr(torch.ops.pix2pixhd_fast, name)(*arguments)
 
 
 def register_triton(name: str, launcher: str) -> None:

@@ -1,6 +1,19 @@
 """One file per op: schema, reference, autograd and the public function, which is the contract."""
 
+from pix2pixhd_fast.ops.channel_statistics import channel_statistics
 from pix2pixhd_fast.ops.instance_boundaries import instance_boundaries
-from pix2pixhd_fast.ops.norm_act_pad import norm_act_pad
+from pix2pixhd_fast.ops.norm_act_conv import Conv, norm_act_conv
+from pix2pixhd_fast.ops.norm_act_pad import Norm, norm_act_pad, normalise
+from pix2pixhd_fast.ops.residual_block import Bordered, residual_block
 
-__all__ = ["instance_boundaries", "norm_act_pad"]
+__all__ = [
+    "Bordered",
+    "Conv",
+    "Norm",
+    "channel_statistics",
+    "instance_boundaries",
+    "norm_act_conv",
+    "norm_act_pad",
+    "normalise",
+    "residual_block",
+]

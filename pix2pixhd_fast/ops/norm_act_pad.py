@@ -1,18 +1,40 @@
-"""Instance norm, activation and padding in one: what stands between two convolutions."""
+"""Normalisation, activation, residual and padding in one: what stands between two convolutions."""
+
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pix2pixhd_fast._backend import current_backend
-from pix2pixhd_fast._library import define, register_triton
+from pix2pixhd_fast._library import define, kernel
 from pix2pixhd_fast.errors import InputError
+from pix2pixhd_fast.ops.channel_statistics import channel_statistics
+from pix2pixhd_fast.ops.norm_act_pad_kernels import ACT_PAD, PROLOGUE, inner
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
 PADDINGS = ("none", "reflect", "replicate", "zero")
+# What the mean and rstd of a normalisation were taken of: nothing is normalised; each image; the
+# whole batch; something else (running statistics), so that they are constants.
+NORMS = ("none", "instance", "batch", "fixed")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# The names that F.pad has for them.
-MODES = {"reflect": "reflect", "replicate": "replicate", "zero": "constant"}
+
+
+class Norm(NamedTuple):
+    """A normalisation (x - mean) * rstd * gamma + beta that is still to be done.
+
+    `kind` is one of `NORMS`; mean and rstd [N, C] float32 (float64 for float64), None where kind is
+    "none"; gamma and beta [C], or None for 1 and 0.
+    """
+
+    kind: str = "none"
+    mean: Tensor | None = None
+    rstd: Tensor | None = None
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """mean, rstd, gamma, beta: the order in which the ops take them."""
+        return self[1:]
 
 
 def norm_act_pad(
@@ -49,21 +71,49 @@ def norm_act_pad(
     depend on the number of threads and repeat exactly. There is no second derivative. Autocast
     changes nothing: y has the dtype of x. Raises `InputError` for other arguments.
     """
-    _check(x, act, padding, pad, eps)
-    # No kernel is for float64.
-    if current_backend() == "eager" or x.dtype == torch.float64:
-        return norm_act_pad_ref(x, act, slope, padding, pad, eps)
-    return torch.ops.pix2pixhd_fast.norm_act_pad(x, act, slope, padding, pad, eps)
+    check_picture(x)
+    check_act_pad(x, act, padding, pad)
+    if not eps > 0:
+        raise InputError(f"eps must be positive, got {eps}")
+    mean, rstd = channel_statistics(x, eps)
+    return normalise(x, Norm("instance", mean, rstd), None, act, slope, padding, pad), mean, rstd
 
 
-def _check(x: Tensor, act: str, padding: str, pad: int, eps: float) -> None:
+def normalise(
+    x: Tensor,
+    norm: Norm,
+    residual: Tensor | None = None,
+    act: str = "none",
+    slope: float = 0.2,
+    padding: str = "none",
+    pad: int = 0,
+) -> Tensor:
+    """Compute y = pad(act(norm(x)) + residual) with statistics that are there already.
+
+    Order, arguments and result as in `norm_act_pad`; `residual` [N, C, H, W], dtype of x, is added
+    behind the activation and may be the inner part of a padded tensor of the format of x. The
+    gradient treats the statistics as `norm.kind` says. Of x, y and residual two are saved: y and
+    the residual where x follows from them, that is where act is "none", norm is "instance" and
+    without gamma and beta.
+    """
+    return torch.ops.pix2pixhd_fast.norm_act_pad(
+        x, *norm.tensors, residual, norm.kind, act, slope, padding, pad
+    )
+
+
+def check_picture(x: Tensor) -> None:
+    """Raise `InputError` where x is no [N, C, H, W] of floats with pixels."""
     if x.dim() != 4:
         raise InputError(f"x must be [N, C, H, W], got {list(x.shape)}")
     if x.dtype not in DTYPES:
         raise InputError(f"x must be float32, float16, bfloat16 or float64, got {x.dtype}")
-    height, width = x.shape[2:]
-    if height == 0 or width == 0:
+    if 0 in x.shape[2:]:
         raise InputError(f"x must have at least one pixel, got {list(x.shape)}")
+
+
+def check_act_pad(x: Tensor, act: str, padding: str, pad: int) -> None:
+    """Raise `InputError` for an activation or a padding that x cannot have."""
+    height, width = x.shape[2:]
     if act not in ACTIVATIONS:
         raise InputError(f"act must be one of {', '.join(ACTIVATIONS)}, got {act!r}")
     if padding not in PADDINGS:
@@ -76,111 +126,104 @@ def _check(x: Tensor, act: str, padding: str, pad: int, eps: float) -> None:
         raise InputError(
             f"pad must be less than both sides of x, {height} x {width}, to reflect, got {pad}"
         )
-    if not eps > 0:
-        raise InputError(f"eps must be positive, got {eps}")
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+def unpad(dy: Tensor, padding: str, pad: int) -> Tensor:
+    """The gradient of the padding alone: dy itself where there is none."""
+    return kernel("fold", dy, padding, pad) if pad else dy
 
 
-def _laid_out_like(x: Tensor, values: Tensor) -> Tensor:
-    """`values` in the dtype of x and the memory format that the contract gives."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    layout = torch.channels_last if last else torch.contiguous_format
-    # Not .contiguous(): that keeps odd strides of sides of one.
-    return torch.empty(values.shape, dtype=x.dtype, device=x.device, memory_format=layout).copy_(
-        values
-    )
+class Gradients(NamedTuple):
+    """Of `normalise`, for x, gamma and beta; None where there is none."""
+
+    dx: Tensor
+    dgamma: Tensor | None
+    dbeta: Tensor | None
 
 
-def norm_act_pad_ref(
-    x: Tensor, act: str, slope: float, padding: str, pad: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    wide = _wide(x)
-    mean = wide.mean((2, 3))
-    centred = wide - mean[..., None, None]
-    rstd = (centred.square().mean((2, 3)) + eps).rsqrt()
-    y = centred * rstd[..., None, None]
-    if act == "relu":
-        y = y.relu()
-    elif act == "leaky_relu":
-        y = torch.where(y > 0, y, y * slope)
-    elif act == "tanh":
-        y = y.tanh()
-    if pad > 0:
-        # Without values all paddings are the same, but only this one is implemented.
-        y = F.pad(y, (pad,) * 4, mode=MODES[padding] if x.numel() > 0 else "constant")
-    return _laid_out_like(x, y), mean.detach(), rstd.detach()
-
-
-def norm_act_pad_backward_ref(
+def normalise_backward(
     dy: Tensor,
     x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    minus: Tensor | None,
+    norm: Norm,
     act: str,
     slope: float,
     padding: str,
     pad: int,
-) -> Tensor:
-    rstd = rstd[..., None, None]
-    xhat = (_wide(x) - mean[..., None, None]) * rstd
-    g = _fold(_wide(dy), xhat, padding, pad)
-    if act == "relu":
-        g = torch.where(xhat > 0, g, 0.0)
-    elif act == "leaky_relu":
-        g = torch.where(xhat > 0, g, g * slope)
-    elif act == "tanh":
-        g = g * (1 - xhat.tanh().square())
-    dx = rstd * (g - g.mean((2, 3), True) - xhat * (g * xhat).mean((2, 3), True))
-    return _laid_out_like(x, dx)
+) -> Gradients:
+    """The two passes of the backward: the sums, then dx. Not differentiable.
+
+    xhat is x - minus where minus is given, then of a norm without gamma and beta.
+    """
+    kind, mean, rstd, gamma, beta = norm
+    if kind == act == "none":
+        return Gradients(unpad(dy, padding, pad), None, None)
+    mean_g = mean_dot = dgamma = dbeta = None
+    if kind in ("instance", "batch") or gamma is not None or beta is not None:
+        mean_g, mean_dot = kernel(
+            "norm_act_pad_reduce", dy, x, minus, mean, rstd, gamma, beta, act, slope, padding, pad
+        )
+        pixels = x.shape[2] * x.shape[3]
+        dgamma = None if gamma is None else (mean_dot.sum(0) * pixels).to(gamma.dtype)
+        dbeta = None if beta is None else (mean_g.sum(0) * pixels).to(beta.dtype)
+    if kind == "batch":
+        mean_g, mean_dot = (m.mean(0, keepdim=True).expand_as(m) for m in (mean_g, mean_dot))
+    elif kind != "instance":
+        mean_g = mean_dot = None
+    dx = kernel(
+        "norm_act_pad_backward",
+        dy,
+        x,
+        minus,
+        mean,
+        rstd,
+        gamma,
+        beta,
+        mean_g,
+        mean_dot,
+        act,
+        slope,
+        padding,
+        pad,
+    )
+    return Gradients(dx, dgamma, dbeta)
 
 
-def _fold(dy: Tensor, x: Tensor, padding: str, pad: int) -> Tensor:
-    """The gradient of the padding: each pixel of x [N, C, H, W] sums its copies in dy."""
-    if pad == 0 or x.numel() == 0:
-        return dy[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]]
-    if padding == "reflect":
-        return torch.ops.aten.reflection_pad2d_backward(dy, x, [pad] * 4)
-    if padding == "replicate":
-        return torch.ops.aten.replication_pad2d_backward(dy, x, [pad] * 4)
-    return dy[:, :, pad:-pad, pad:-pad]
+def _forward(x, mean, rstd, gamma, beta, residual, norm, act, slope, padding, pad):
+    tensors = (x, mean, rstd, gamma, beta, residual)
+    return kernel("norm_act_pad_apply", *tensors, act, slope, padding, pad)
 
 
 def _setup_context(ctx, inputs, output):
-    x, ctx.act, ctx.slope, ctx.padding, ctx.pad, _ = inputs
-    _, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, mean, rstd)
-
-
-def _backward(ctx, dy, *_):
-    dx = torch.ops.pix2pixhd_fast.norm_act_pad_backward(
-        dy, *ctx.saved_tensors, ctx.act, ctx.slope, ctx.padding, ctx.pad
+    x, mean, rstd, gamma, beta, residual, ctx.kind, ctx.act, ctx.slope, ctx.padding, ctx.pad = (
+        inputs
     )
-    return dx, None, None, None, None, None
+    plain = ctx.kind == "instance" and ctx.act == "none" and gamma is None and beta is None
+    ctx.by_difference = residual is not None and plain
+    if ctx.by_difference:
+        ctx.save_for_backward(output, residual, rstd)
+    else:
+        ctx.save_for_backward(x, mean, rstd, gamma, beta)
 
 
-def _no_double_backward(ctx, *_):
-    raise RuntimeError("norm_act_pad has no second derivative")
+def _backward(ctx, dy):
+    rest = (ctx.act, ctx.slope, ctx.padding, ctx.pad)
+    if ctx.by_difference:
+        y, residual, rstd = ctx.saved_tensors
+        norm = Norm(ctx.kind, None, rstd)
+        found = normalise_backward(dy, inner(y, ctx.pad), residual, norm, *rest)
+    else:
+        x, *tensors = ctx.saved_tensors
+        found = normalise_backward(dy, x, None, Norm(ctx.kind, *tensors), *rest)
+    dresidual = unpad(dy, ctx.padding, ctx.pad) if ctx.needs_input_grad[5] else None
+    return found.dx, None, None, found.dgamma, found.dbeta, dresidual, *(None,) * 5
 
 
 define(
     "norm_act_pad",
-    "(Tensor x, str act, float slope, str padding, int pad, float eps)"
-    " -> (Tensor y, Tensor mean, Tensor rstd)",
-    norm_act_pad_ref,
-)
-define(
-    "norm_act_pad_backward",
-    "(Tensor dy, Tensor x, Tensor mean, Tensor rstd, str act, float slope, str padding, int pad)"
-    " -> Tensor",
-    norm_act_pad_backward_ref,
+    f"(Tensor x, {PROLOGUE}, Tensor? residual, str norm, {ACT_PAD}) -> Tensor",
+    _forward,
 )
 torch.library.register_autograd(
     "pix2pixhd_fast::norm_act_pad", _backward, setup_context=_setup_context
 )
-torch.library.register_autograd("pix2pixhd_fast::norm_act_pad_backward", _no_double_backward)
-register_triton("norm_act_pad", "pix2pixhd_fast.kernels.norm_act_pad:forward")
-register_triton("norm_act_pad_backward", "pix2pixhd_fast.kernels.norm_act_pad_backward:backward")

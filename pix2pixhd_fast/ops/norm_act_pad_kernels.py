@@ -1,0 +1,205 @@
+"""The kernels of norm_act_pad, without gradients: forward, the two passes of backward, folding."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pix2pixhd_fast._library import define, register_triton
+from pix2pixhd_fast.ops.channel_statistics import wide
+
+# The names that F.pad has for them.
+MODES = {"reflect": "reflect", "replicate": "replicate", "zero": "constant"}
+
+
+def _laid_out_like(x: Tensor, values: Tensor) -> Tensor:
+    """`values` in the dtype of x and the memory format that the contract gives."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    layout = torch.channels_last if last else torch.contiguous_format
+    # Not .contiguous(): that keeps odd strides of sides of one.
+    return torch.empty(values.shape, dtype=x.dtype, device=x.device, memory_format=layout).copy_(
+        values
+    )
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    """[N, C] or [C] -> what broadcasts over [N, C, H, W]."""
+    return values[..., None, None]
+
+
+def _normalised(x: Tensor, minus: Tensor | None, mean: Tensor | None, rstd: Tensor | None):
+    """xhat: x - minus, or (x - mean) * rstd, or x."""
+    if minus is not None:
+        return wide(x) - wide(minus)
+    return wide(x) if mean is None else (wide(x) - _per_channel(mean)) * _per_channel(rstd)
+
+
+def _affine(xhat: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    xhat = xhat if gamma is None else xhat * _per_channel(wide(gamma))
+    return xhat if beta is None else xhat + _per_channel(wide(beta))
+
+
+def norm_act_pad_apply_ref(
+    x: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    act: str,
+    slope: float,
+    padding: str,
+    pad: int,
+) -> Tensor:
+    y = _affine(_normalised(x, None, mean, rstd), gamma, beta)
+    if act == "relu":
+        y = y.relu()
+    elif act == "leaky_relu":
+        y = torch.where(y > 0, y, y * slope)
+    elif act == "tanh":
+        y = y.tanh()
+    y = y if residual is None else y + wide(residual)
+    if pad > 0:
+        # Without values all paddings are the same, but only this one is implemented.
+        y = F.pad(y, (pad,) * 4, mode=MODES[padding] if x.numel() > 0 else "constant")
+    return _laid_out_like(x, y)
+
+
+def _gradient_before_norm(
+    dy: Tensor,
+    x: Tensor,
+    minus: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    act: str,
+    slope: float,
+    padding: str,
+    pad: int,
+) -> tuple[Tensor, Tensor]:
+    """g, the gradient with respect to gamma * xhat + beta, and xhat."""
+    xhat = _normalised(x, minus, mean, rstd)
+    z = _affine(xhat, gamma, beta)
+    g = _folded(wide(dy), padding, pad)
+    if act == "relu":
+        g = torch.where(z > 0, g, 0.0)
+    elif act == "leaky_relu":
+        g = torch.where(z > 0, g, g * slope)
+    elif act == "tanh":
+        g = g * (1 - z.tanh().square())
+    return g, xhat
+
+
+def norm_act_pad_reduce_ref(
+    dy: Tensor,
+    x: Tensor,
+    minus: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    act: str,
+    slope: float,
+    padding: str,
+    pad: int,
+) -> tuple[Tensor, Tensor]:
+    """The means of g and of g * xhat over the pixels, [N, C] each."""
+    g, xhat = _gradient_before_norm(dy, x, minus, mean, rstd, gamma, beta, act, slope, padding, pad)
+    return g.mean((2, 3)), (g * xhat).mean((2, 3))
+
+
+def norm_act_pad_backward_ref(
+    dy: Tensor,
+    x: Tensor,
+    minus: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean_g: Tensor | None,
+    mean_dot: Tensor | None,
+    act: str,
+    slope: float,
+    padding: str,
+    pad: int,
+) -> Tensor:
+    """dx = gamma * rstd * (g - mean_g - xhat * mean_dot), by the format rule of x."""
+    g, xhat = _gradient_before_norm(dy, x, minus, mean, rstd, gamma, beta, act, slope, padding, pad)
+    if mean_g is not None:
+        g = g - _per_channel(mean_g) - xhat * _per_channel(mean_dot)
+    g = g if gamma is None else g * _per_channel(wide(gamma))
+    return _laid_out_like(x, g if rstd is None else g * _per_channel(rstd))
+
+
+def inner(padded: Tensor, border: int) -> Tensor:
+    """A view of a padded tensor without its border."""
+    if border == 0:
+        return padded
+    return padded[:, :, border:-border, border:-border]
+
+
+def fold_ref(dy: Tensor, padding: str, pad: int) -> Tensor:
+    """The gradient of a padding: each pixel of the unpadded picture sums its copies in dy.
+
+    By the format rule of dy, in its dtype, summed in float32 or wider.
+    """
+    return _laid_out_like(dy, _folded(wide(dy), padding, pad))
+
+
+def fold_add_ref(dx: Tensor, dy: Tensor, border: int, padding: str, pad: int) -> None:
+    """Add `fold` of dy to inner(dx, border), in place."""
+    into = inner(dx, border)
+    into.copy_(wide(into) + _folded(wide(dy), padding, pad))
+
+
+def _folded(dy: Tensor, padding: str, pad: int) -> Tensor:
+    like = inner(dy, pad)
+    if pad == 0 or padding == "zero" or dy.numel() == 0:
+        return like
+    # Of `like`, only the shape is used.
+    if padding == "reflect":
+        return torch.ops.aten.reflection_pad2d_backward(dy, like, [pad] * 4)
+    return torch.ops.aten.replication_pad2d_backward(dy, like, [pad] * 4)
+
+
+def no_second_derivative(name: str):
+    """The backward of the backward of the op `name`: a clear refusal."""
+
+    def refuse(ctx, *_):
+        raise RuntimeError(f"{name} has no second derivative")
+
+    return refuse
+
+
+PROLOGUE = "Tensor? mean, Tensor? rstd, Tensor? gamma, Tensor? beta"
+ACT_PAD = "str act, float slope, str padding, int pad"
+define(
+    "norm_act_pad_apply",
+    f"(Tensor x, {PROLOGUE}, Tensor? residual, {ACT_PAD}) -> Tensor",
+    norm_act_pad_apply_ref,
+)
+define(
+    "norm_act_pad_reduce",
+    f"(Tensor dy, Tensor x, Tensor? minus, {PROLOGUE}, {ACT_PAD})"
+    " -> (Tensor mean_g, Tensor mean_dot)",
+    norm_act_pad_reduce_ref,
+)
+define(
+    "norm_act_pad_backward",
+    f"(Tensor dy, Tensor x, Tensor? minus, {PROLOGUE}, Tensor? mean_g, Tensor? mean_dot, {ACT_PAD})"
+    " -> Tensor",
+    norm_act_pad_backward_ref,
+)
+define("fold", "(Tensor dy, str padding, int pad) -> Tensor", fold_ref)
+define(
+    "fold_add_",
+    "(Tensor(a!) dx, Tensor dy, int border, str padding, int pad) -> ()",
+    fold_add_ref,
+)
+for name in ("norm_act_pad_reduce", "norm_act_pad_backward", "fold"):
+    torch.library.register_autograd(f"pix2pixhd_fast::{name}", no_second_derivative("norm_act_pad"))
+register_triton("norm_act_pad_apply", "pix2pixhd_fast.kernels.norm_act_pad:apply")
+register_triton("norm_act_pad_reduce", "pix2pixhd_fast.kernels.norm_act_pad_backward:reduce")
+register_triton("norm_act_pad_backward", "pix2pixhd_fast.kernels.norm_act_pad_backward:backward")
+register_triton("fold", "pix2pixhd_fast.kernels.norm_act_pad_backward:fold")
+register_triton("fold_add_", "pix2pixhd_fast.kernels.norm_act_pad_backward:fold_add")
