@@ -1,12 +1,16 @@
 """Instance norm, activation and padding in one: what stands between two convolutions."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pix2pixhd_fast._backend import current_backend
+from pix2pixhd_fast._launches import Launch, bytes_of, copies_of, register_launches
 from pix2pixhd_fast._library import define, register_triton
 from pix2pixhd_fast.errors import InputError
+from pix2pixhd_fast.ops.norm_act_pad_plan import Plan
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
 PADDINGS = ("none", "reflect", "replicate", "zero")
@@ -152,6 +156,8 @@ def _setup_context(ctx, inputs, output):
     x, ctx.act, ctx.slope, ctx.padding, ctx.pad, _ = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
+    # Else each backward fills zeros for mean and rstd, two launches more.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, mean, rstd)
 
 
@@ -164,6 +170,64 @@ def _backward(ctx, dy, *_):
 
 def _no_double_backward(ctx, *_):
     raise RuntimeError("norm_act_pad has no second derivative")
+
+
+def _launches(
+    x: Tensor,
+    act: str,
+    slope: float,
+    padding: str,
+    pad: int,
+    eps: float,
+    result: tuple[Tensor, Tensor, Tensor],
+) -> list[Launch]:
+    if x.numel() == 0:
+        return []
+    y, *statistics = result
+    plan = Plan(x, pad)
+    copies = copies_of([x], plan.layout)
+    parts = _partial_bytes(plan, plan.pixels)
+    scratch = parts + (copies[-1].scratch if copies else 0)
+    both = bytes_of(*statistics)
+    kernels = [
+        ("statistics", bytes_of(x), parts),
+        ("combine_statistics", parts, both),
+        ("apply", bytes_of(x) + both, bytes_of(y)),
+    ]
+    return [*copies, *(Launch(f"norm_act_pad.{k}", r, w, 0, scratch) for k, r, w in kernels)]
+
+
+def _backward_launches(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    act: str,
+    slope: float,
+    padding: str,
+    pad: int,
+    result: Tensor,
+) -> list[Launch]:
+    if x.numel() == 0:
+        return []
+    plan = Plan(x, pad)
+    copies = copies_of([x, dy], plan.layout)
+    parts = _partial_bytes(plan, plan.padded_pixels)
+    both = bytes_of(mean, rstd)  # and as much for the two means of the gradient
+    scratch = parts + both + (copies[-1].scratch if copies else 0)
+    kernels = [
+        ("reduce_backward", bytes_of(dy, x) + both, parts),
+        ("combine_backward", parts, both),
+        ("apply_backward", bytes_of(dy, x) + 2 * both, bytes_of(result)),
+    ]
+    return [
+        *copies,
+        *(Launch(f"norm_act_pad_backward.{k}", r, w, 0, scratch) for k, r, w in kernels),
+    ]
+
+
+def _partial_bytes(plan: Plan, pixels: int) -> int:
+    return math.prod(plan.partial_shape(plan.splits(pixels)[0])) * torch.float32.itemsize
 
 
 define(
@@ -184,3 +248,5 @@ torch.library.register_autograd(
 torch.library.register_autograd("pix2pixhd_fast::norm_act_pad_backward", _no_double_backward)
 register_triton("norm_act_pad", "pix2pixhd_fast.kernels.norm_act_pad:forward")
 register_triton("norm_act_pad_backward", "pix2pixhd_fast.kernels.norm_act_pad_backward:backward")
+register_launches("norm_act_pad", _launches)
+register_launches("norm_act_pad_backward", _backward_launches)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pix2pixhd_fast.profile.tracer import Launch
+from pix2pixhd_fast.profile.tracer import TracedLaunch
 
 # Seconds charged to every kernel. Launching takes a GPU 2 to 3 us and eager PyTorch's host side 5
 # to 10 us, much of it hidden behind long kernels: an assumption, not a measurement.
@@ -47,7 +47,7 @@ CARDS = (
 )  # fmt: skip
 
 
-def modelled_seconds(launches: Iterable[Launch], card: Card, tf32: bool = True) -> float:
+def modelled_seconds(launches: Iterable[TracedLaunch], card: Card, tf32: bool = True) -> float:
     """The sum over kernels of max(bytes touched / bandwidth, FLOPs / rate) and of 4 us each.
 
     Data-sheet rates are reached by no real kernel, so the result is a lower bound for eager
