@@ -90,7 +90,7 @@ def register_flop_formulas() -> None:
 
 def _flop_formula(op: torch._ops.OpOverload) -> Callable[..., int]:
     def formula(*args, out_val=None, **kwargs) -> int:
-        return sum(launch.flops for launch in launches_of(op, args, kwargs, out_val))
+        return sum(launch.flops for launch in launches_of(op, args, kwargs, out_val) or ())
 
     return formula
 
