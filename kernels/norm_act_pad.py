@@ -9,14 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# 16 values for each thread of 4 warps, but 8 pixels, whose indices take registers: with 16, sm_90
-# spills.
-BLOCK = 2048
-MAX_BLOCK_P = 1024
-# A channel block of 64 reads whole lines of 128 bytes even in 16-bit dtypes.
-MAX_BLOCK_C = 64
-# The programs of a reduction, whatever the device: about four for each processor of the largest.
-PROGRAMS = 512
+from pix2pixhd_fast.ops.norm_act_pad_plan import Plan
 
 
 @triton.jit
@@ -174,42 +167,11 @@ def _apply_kernel(
     tl.store(at, values.to(y.dtype.element_ty), mask=inside)
 
 
-class Plan:
-    """How the kernels see x [N, C, H, W], and the shapes of their blocks and grids."""
-
-    def __init__(self, x: Tensor, pad: int) -> None:
-        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        self.layout = torch.channels_last if last else torch.contiguous_format
-        n, c, self.height, self.width = x.shape
-        self.images, self.channels = (n, c) if last else (n * c, 1)
-        self.pixels = self.height * self.width
-        self.padded_pixels = (self.height + 2 * pad) * (self.width + 2 * pad)
-        # Indices inside an image are 32-bit, those of images 64-bit.
-        if (self.padded_pixels + MAX_BLOCK_P) * self.channels >= 2**31:
-            raise RuntimeError("norm_act_pad: an image must have less than 2**31 values on the GPU")
-        self.block_c = min(MAX_BLOCK_C, triton.next_power_of_2(self.channels))
-        self.block_p = min(MAX_BLOCK_P, BLOCK // self.block_c)
-        self.columns = self.images * triton.cdiv(self.channels, self.block_c)
-
-    def blocks(self, pixels: int) -> int:
-        return triton.cdiv(pixels, self.block_p)
-
-    def splits(self, pixels: int) -> tuple[int, int]:
-        """In how many parts a sum over so many pixels is made, and how many pixels a part has."""
-        wanted = max(1, PROGRAMS // self.columns)
-        split_pixels = triton.cdiv(self.blocks(pixels), wanted) * self.block_p
-        return triton.cdiv(pixels, split_pixels), split_pixels
-
-    def partial(self, x: Tensor, splits: int) -> Tensor:
-        """[2, images, splits, channels]"""
-        shape = (2, self.images, splits, self.channels)
-        return torch.empty(shape, dtype=torch.float32, device=x.device)
-
-
 def forward(
     x: Tensor, act: str, slope: float, padding: str, pad: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     plan = Plan(x, pad)
+    plan.refuse_too_large()
     x = x.contiguous(memory_format=plan.layout)
     n, c, h, w = x.shape
     shape = (n, c, h + 2 * pad, w + 2 * pad)
@@ -218,7 +180,7 @@ def forward(
     if x.numel() == 0:
         return y, mean, rstd
     splits, split_pixels = plan.splits(plan.pixels)
-    means, squares = plan.partial(x, splits)
+    means, squares = torch.empty(plan.partial_shape(splits), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         _statistics_kernel[(plan.columns * splits,)](
             x, means, squares, plan.pixels, plan.channels, splits, split_pixels,

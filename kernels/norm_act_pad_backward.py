@@ -6,8 +6,10 @@ Memory and blocks are those of norm_act_pad.
 import torch
 import triton
 import triton.language as tl
-from pix2pixhd_fast.kernels.norm_act_pad import Plan, activate, places_in_image, program_of
+from pix2pixhd_fast.kernels.norm_act_pad import activate, places_in_image, program_of
 from torch import Tensor
+
+from pix2pixhd_fast.ops.norm_act_pad_plan import Plan
 
 
 @triton.jit
@@ -189,6 +191,7 @@ def backward(
     pad: int,
 ) -> Tensor:
     plan = Plan(x, pad)
+    plan.refuse_too_large()
     x, dy = (t.contiguous(memory_format=plan.layout) for t in (x, dy))
     mean, rstd = mean.contiguous(), rstd.contiguous()
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=plan.layout)
@@ -197,7 +200,7 @@ def backward(
     shape = (plan.height, plan.width, plan.channels, pad)
     block = {"ACT": act, "PADDING": padding, "BLOCK_P": plan.block_p, "BLOCK_C": plan.block_c}
     splits, split_pixels = plan.splits(plan.padded_pixels)
-    sums, dots = plan.partial(x, splits)
+    sums, dots = torch.empty(plan.partial_shape(splits), dtype=torch.float32, device=x.device)
     mean_g, mean_dot = torch.empty_like(mean), torch.empty_like(mean)
     with torch.cuda.device_of(x):
         _reduce_backward_kernel[(plan.columns * splits,)](

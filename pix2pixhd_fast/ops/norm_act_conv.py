@@ -155,6 +155,8 @@ def _setup_context(ctx, inputs, output):
     ctx.options = (norm, act, slope, padding, pad, stride, transposed, out_pad)
     ctx.bias, ctx.dead_bias = bias, dead
     ctx.mark_non_differentiable(*output[1:])
+    # Else each backward fills zeros for the statistics, two launches more.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
 
 

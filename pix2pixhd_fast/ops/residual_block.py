@@ -116,6 +116,7 @@ def _setup_context(ctx, inputs, output):
     h, weight1, weight2, bias1, bias2, *options, _, _ = inputs
     ctx.options, ctx.biases = options, (bias1, bias2)
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
     out, y1, mean1, rstd1, rstd2 = output
     ctx.save_for_backward(out, h, y1, mean1, rstd1, rstd2, weight1, weight2)
 

@@ -1,12 +1,14 @@
-"""What one dispatched op costs: whether a kernel runs, the bytes it moves, its arithmetic."""
+"""What one dispatched op costs: the kernels that run, the bytes they move, their arithmetic."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from pix2pixhd_fast._launches import Launch, described_ops, launches_of
 
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 # They return a tensor on memory that is there already, although their schema does not say so.
@@ -20,12 +22,13 @@ _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one op costs.
+    """What one launch costs.
 
     traffic: bytes, every tensor argument read once and every tensor result written once, whatever
     the op does with them. touched: bytes, what a kernel has to read and write. flops: additions
     and multiplications of convolutions and matrix products. low: whether these are of bf16 or fp16
-    numbers. allocates: the op only asks for memory, no kernel runs.
+    numbers. allocates: the op only asks for memory, no kernel runs. scratch: bytes that are neither
+    argument nor result of the op, there during the launch.
     """
 
     traffic: int
@@ -33,6 +36,28 @@ class Cost:
     flops: int
     low: bool
     allocates: bool
+    scratch: int = 0
+
+
+def costs_of(
+    op: torch._ops.OpOverload, args: tuple, kwargs: dict, out: object
+) -> list[tuple[str, Cost]]:
+    """The names and costs of what a call that returned `out` launches.
+
+    An op of this package launches what it describes; any other op, or one without a description,
+    is one launch, views and questions (sizes, values) are none.
+    """
+    described = launches_of(op, args, kwargs, out)
+    if described is None:
+        cost = cost_of(op, args, kwargs, out)
+        return [] if cost is None else [(op.overloadpacket.__name__, cost)]
+    low = _is_low(tensors_in((args, kwargs)))
+    return [(x.name, _cost_of_launch(x, low)) for x in described]
+
+
+def _cost_of_launch(launch: Launch, low: bool) -> Cost:
+    moved = launch.read + launch.written
+    return Cost(moved, moved, launch.flops, low, False, launch.scratch)
 
 
 def cost_of(op: torch._ops.OpOverload, args: tuple, kwargs: dict, out: object) -> Cost | None:
@@ -46,10 +71,28 @@ def cost_of(op: torch._ops.OpOverload, args: tuple, kwargs: dict, out: object) -
     traffic = sum(_bytes(t) for t in given + results)
     formula = flop_registry.get(op.overloadpacket)
     flops = formula(*args, **kwargs, out_val=out) if formula else 0
-    low = any(t.dtype in _LOW_PRECISION for t in given)
+    low = _is_low(given)
     if name in _ALLOCATIONS:
         return Cost(traffic, 0, 0, low, True)
     return Cost(traffic, _touched(name, given, written, results), int(flops), low, False)
+
+
+def register_flop_formulas() -> None:
+    """Let `torch.utils.flop_counter` count the arithmetic of the ops whose launches are described.
+
+    What is registered already stays.
+    """
+    for name in described_ops():
+        packet = getattr(torch.ops.pix2pixhd_fast, name)
+        if packet not in flop_registry:
+            register_flop_formula(packet, get_raw=True)(_flop_formula(packet.default))
+
+
+def _flop_formula(op: torch._ops.OpOverload) -> Callable[..., int]:
+    def formula(*args, out_val=None, **kwargs) -> int:
+        return sum(launch.flops for launch in launches_of(op, args, kwargs, out_val) or ())
+
+    return formula
 
 
 def tensors_in(tree: object) -> list[Tensor]:
@@ -79,6 +122,10 @@ def _written(op: torch._ops.OpOverload, args: tuple, kwargs: dict) -> Iterator[T
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[n] if n < len(args) else kwargs.get(argument.name)
             yield from tensors_in(value)
+
+
+def _is_low(given: list[Tensor]) -> bool:
+    return any(t.dtype in _LOW_PRECISION for t in given)
 
 
 def _place(t: Tensor) -> tuple:

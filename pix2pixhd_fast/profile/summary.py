@@ -7,7 +7,7 @@ import numpy as np
 
 from pix2pixhd_fast.profile.cards import CARDS, modelled_seconds
 from pix2pixhd_fast.profile.subject import Subject
-from pix2pixhd_fast.profile.tracer import KINDS, Block, Launch, Recording
+from pix2pixhd_fast.profile.tracer import KINDS, Block, Recording, TracedLaunch
 
 STEADY = ("weights", "gradients", "optimiser")
 _TITLES = {"criterionVGG": "VGG", "criterionGAN": "losses"}
@@ -70,7 +70,7 @@ def summarise(subject: Subject, recording: Recording, depth: int = 1, tf32: bool
     glue between networks) and "optimiser". `tf32`: convolutions of float32 run on tensor cores, as
     PyTorch has it by default.
     """
-    by_module: dict[str, tuple[list[Launch], list[Block]]] = {}
+    by_module: dict[str, tuple[list[TracedLaunch], list[Block]]] = {}
     for index, items in enumerate((recording.launches, recording.blocks)):
         for item in items:
             name = module_name(item, depth)
@@ -95,7 +95,7 @@ def summarise(subject: Subject, recording: Recording, depth: int = 1, tf32: bool
     )
 
 
-def module_name(item: Launch | Block, depth: int) -> str:
+def module_name(item: TracedLaunch | Block, depth: int) -> str:
     """The group of an op or a storage."""
     if not item.path:
         named = {"inputs": "inputs", "optimiser": "optimiser"}
@@ -147,7 +147,7 @@ def _peak(recording: Recording, at: int, depth: int) -> Peak:
 
 
 def _figures(
-    name: str, launches: list[Launch], blocks: list[Block], changes: int, at: int
+    name: str, launches: list[TracedLaunch], blocks: list[Block], changes: int, at: int
 ) -> ModuleFigures:
     costs = [launch.cost for launch in launches]
     flops = Counter()

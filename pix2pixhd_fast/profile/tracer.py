@@ -15,7 +15,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pix2pixhd_fast.profile.counting import Cost, cost_of, tensors_in
+from pix2pixhd_fast.profile.counting import Cost, costs_of, tensors_in
 
 KINDS = ("weights", "gradients", "optimiser", "inputs", "activations", "workspace")
 # Instances that a picture is taken to have where their number decides about sizes: E alone asks.
@@ -39,8 +39,8 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """One op that is no view: name, module ("" outside of all), phase, cost."""
+class TracedLaunch:
+    """A kernel, or an op that is no view: name, module ("" outside of all), phase, cost."""
 
     op: str
     path: str
@@ -57,7 +57,7 @@ class Recording:
     before the first op of a backward (all of them, where there is none).
     """
 
-    launches: list[Launch] = field(default_factory=list)
+    launches: list[TracedLaunch] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     changes: list[int] = field(default_factory=list)
     launch_at: list[int] = field(default_factory=list)
@@ -134,12 +134,17 @@ class Tracer(TorchDispatchMode):
         phase, path = self._place()
         if phase == "backward" and self.recording.forward_end is None:
             self.recording.forward_end = len(self.recording.changes)
-        cost = cost_of(op, args, kwargs, out)
-        if cost is not None:
-            self.recording.launches.append(Launch(op.overloadpacket.__name__, path, phase, cost))
+        costs = costs_of(op, args, kwargs, out)
+        launches = [TracedLaunch(name, path, phase, cost) for name, cost in costs]
+        self.recording.launches += launches[:1]
+        # An op asks for its results before it launches anything.
         for tensor in tensors_in(out):
             if tensor.untyped_storage()._cdata not in self._live:
                 self._came(tensor, path, phase)
+        for launch in launches:
+            if launch is not launches[0]:
+                self.recording.launches.append(launch)
+            self._pass_by(launch)
         return out
 
     def _place(self) -> tuple[str, str]:
@@ -161,6 +166,17 @@ class Tracer(TorchDispatchMode):
         recording.blocks.append(block)
         self._change(block.bytes)
         self._live[key] = weakref.ref(storage, lambda _: self._went(key)), block
+
+    def _pass_by(self, launch: TracedLaunch) -> None:
+        """The scratch of a launch comes and goes with it."""
+        if launch.cost.scratch:
+            born = len(self.recording.changes)
+            block = Block(
+                launch.cost.scratch, launch.path, launch.phase, "workspace", born, born + 1
+            )
+            self.recording.blocks.append(block)
+            self._change(block.bytes)
+            self._change(-block.bytes)
 
     def _went(self, key: int) -> None:
         _, block = self._live.pop(key)
