@@ -36,12 +36,11 @@ def compile_matrix(
     """Compile every variant of every kernel for `capabilities` (90 is sm_90); return its rows.
 
     `kernel`: only this op (norm_act_pad) or kernel (mark_boundaries). `jobs`: processes. `folder`:
-    where rows are kept, by a digest of all they depend on (default: `cache_folder()`); errors are
-    not kept. `progress` is called with how many units are done, of how many, of which so many came
-    from the cache. CUDA kernels have rows only where
-    `without_cuda` has nothing to say. The rows are in the order
-    of source, kernel, variant and architecture. Raises `InputError` for an unknown kernel, and
-    where Triton is not installed.
+    where rows are kept, by a digest of all they depend on (default: `cache_folder()`); rows with
+    errors are not. `progress` is called with how many units are done, of how many, of which so many
+    came from the cache. CUDA kernels have rows only where `without_cuda` has nothing to say. The
+    order is that of source, kernel, variant and architecture. Raises `InputError` for an unknown
+    kernel, and where Triton is missing.
     """
     folder = folder or cache.cache_folder()
     every = [*triton_units(tuple(capabilities)), *cuda_units(tuple(capabilities), CSRC)]

@@ -4,12 +4,13 @@ import json
 import os
 from dataclasses import fields
 from pathlib import Path
+from typing import get_origin
 
 import pix2pixhd_fast
 from pix2pixhd_fast.compile_matrix.units import Row
 from pix2pixhd_fast.report.files import make_folder, replace_file
 
-TYPES = {each.name: each.type for each in fields(Row)}
+TYPES = {each.name: get_origin(each.type) or each.type for each in fields(Row)}
 
 
 def cache_folder() -> Path:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pix2pixhd_fast.compile_matrix.limits import SHARED_RESERVED
+
 # An instruction in the words of nvdisasm: its address, perhaps a predicate, its name.
 INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.M)
 # The products of matrices of every generation: HMMA, QMMA, HGMMA, UTCHMMA, ...
@@ -46,7 +48,7 @@ def examine(cubins: Sequence[bytes], capability: int, tools: Path) -> list[dict[
     found, texts = [], []
     for cubin in cubins:
         sections = _sections(cubin)
-        kernels = _usage(cubin, tools)
+        kernels = _usage(cubin, capability, tools)
         for name, code in kernels.items():
             code.max_threads = _max_threads(sections.get(f".nv.info.{name}", b""))
             texts.append((code, sections[f".text.{name}"]))
@@ -73,16 +75,18 @@ def _sections(cubin: bytes) -> dict[str, bytes]:
     return found
 
 
-def _usage(cubin: bytes, tools: Path) -> dict[str, Code]:
+def _usage(cubin: bytes, capability: int, tools: Path) -> dict[str, Code]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         text = _run(tools / "cuobjdump", "-res-usage", file.name)
-    # Local memory that is not the stack is none of the thread's own calls, but as slow.
-    return {
-        name: Code(int(registers), int(stack) + int(local), int(shared))
-        for name, registers, stack, shared, local in USAGE.findall(text)
-    }
+    found = {}
+    for name, registers, stack, shared, local in USAGE.findall(text):
+        # From sm_90 on, what the system keeps is counted where a kernel has shared memory at all.
+        reserved = SHARED_RESERVED if capability >= 90 and int(shared) else 0
+        # Local memory apart from the stack is as slow.
+        found[name] = Code(int(registers), int(stack) + int(local), int(shared) - reserved)
+    return found
 
 
 def _max_threads(info: bytes) -> int:

@@ -118,8 +118,8 @@ def _without_interpreter() -> Iterator[None]:
 
         if type(triton.language.sum).__name__ == "InterpretedFunction":
             raise InputError(
-                "TRITON_INTERPRET is 1 and Triton was imported under it: the kernels cannot be "
-                "compiled in this process"
+                "TRITON_INTERPRET must be unset where kernels are compiled: Triton was imported "
+                f"under TRITON_INTERPRET={given}"
             )
         yield
     finally:

@@ -1,7 +1,7 @@
 """What is compiled at a time, and the rows that come of it."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -35,8 +35,8 @@ class Row:
     tensor_core: int = 0
     load_bits: int = 0
     store_bits: int = 0
-    loads: dict[str, int] | None = None
-    stores: dict[str, int] | None = None
+    loads: dict[str, int] = field(default_factory=dict)
+    stores: dict[str, int] = field(default_factory=dict)
     error: str = ""
 
     @property
