@@ -4,12 +4,15 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import sys
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
+
+from pix2pixhd_fast.kernels import norm_act_pad, variants
 
 from pix2pixhd_fast import InputError, compile_matrix, kernels
 from pix2pixhd_fast.cli.main import main
@@ -18,7 +21,6 @@ from pix2pixhd_fast.compile_matrix.cache import load
 from pix2pixhd_fast.compile_matrix.limits import occupancy
 from pix2pixhd_fast.compile_matrix.triton_kernels import triton_units
 from pix2pixhd_fast.compile_matrix.units import Row
-from pix2pixhd_fast.kernels import norm_act_pad, variants
 from tests.helpers import ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -121,23 +123,23 @@ def test_planted_triton_kernels(planted_triton, capfd):
     assert "sound_kernel" not in found.err
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_tensor_core_instructions_of_every_architecture(planted_triton, capability):
-    (row,) = compile_matrix.compile_matrix((capability,), "product_kernel")
-    assert row.tensor_core > 0 and row.error == ""
+def test_tensor_core_instructions_of_every_architecture(planted_triton):
+    rows = compile_matrix.compile_matrix(CAPABILITIES, "product_kernel")
+    assert len(rows) == len(CAPABILITIES)
+    assert all(row.tensor_core > 0 and row.error == "" for row in rows)
 
 
 def test_a_compiler_that_dies_takes_only_its_own_row_with_it(planted_triton, monkeypatch):
     monkeypatch.setattr(workers, "_compile", dies_of_the_spilling_kernel(workers._compile))
     rows = {row.kernel: row for row in compile_matrix.compile_matrix((80,))}
-    assert "ended with signal 6" in rows["spilling_kernel"].error
+    assert "ended with signal 9" in rows["spilling_kernel"].error
     assert rows["sound_kernel"].error == ""
 
 
 def dies_of_the_spilling_kernel(compile_units):
     def compile_or_die(units, log):
         if any(unit.kernel == "spilling_kernel" for unit in units):
-            os.abort()
+            os.kill(os.getpid(), signal.SIGKILL)
         return compile_units(units, log)
 
     return compile_or_die
@@ -284,7 +286,7 @@ def test_variants_are_specialised_as_triton_does():
         type_, known = jit.native_specialize_impl(BaseBackend, value, False, True, True)
         assert variant.types[name] == type_
         assert (name in variant.multiples_of_16) == (known == "D")
-        assert variant.constants.get(name) == (1 if value is 1 else None)  # noqa: F632
+    assert variant.constants == {"channels": 1, "BLOCK_P": 32, "BLOCK_C": 64}
     with pytest.raises(TypeError, match="_statistics_kernel: pixels is a str"):
         variants.launches(lambda: kernel[(1,)](**arguments | {"pixels": "many"}))
 
@@ -299,7 +301,7 @@ def test_variants_are_specialised_as_triton_does():
         (86, 32, 49 * 1024, 128, 8 / 48),  # 50 KiB of 100, twice
         (120, 32, 99 * 1024, 128, 4 / 48),
         (120, 32, 99 * 1024 + 1, 128, 0.0),
-        (100, 128, 0, 1024, 0.0 if 65536 < 1024 * 128 else 1.0),
+        (100, 128, 0, 1024, 0.0),  # 32 warps of 4096 registers: twice what there is
     ],
 )
 def test_occupancy(capability, registers, shared, block, expected):

@@ -1,4 +1,4 @@
-"""The Triton kernels of norm_act_pad, run by Triton's interpreter; tests/test_kernels.py compiles."""
+"""The Triton kernels of norm_act_pad, run by Triton's interpreter."""
 
 import os
 import subprocess
