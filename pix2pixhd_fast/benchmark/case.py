@@ -25,11 +25,11 @@ class Case:
 
     `name` tells the cases of one `target` apart; `pass_name` is one of `PASSES`; `size` is (width,
     height). `prepare(backend, dtype)` makes inputs and weights, the same for every backend, and
-    returns the step; it raises `Unavailable`. The step of "eager" in "fp32" is what all are compared
-    with, in relative L2 error of each group of results, at most `tolerance`; integer results have
-    tolerance 0. `floor_bytes` are what any implementation has to read and write, `flops` additions
-    and multiplications; None where nothing of use can be said. `warm_ups` are the calls before the
-    first that is timed.
+    returns the step; it raises `Unavailable`. The step of "eager" in "fp32" is what all are
+    compared with, in relative L2 error of each group of results, at most `tolerance`; integer
+    results have tolerance 0. `floor_bytes` are what any implementation has to read and write,
+    `flops` additions and multiplications; None where nothing of use can be said. `warm_ups` are the
+    calls before the first that is timed.
     """
 
     target: str

@@ -44,7 +44,8 @@ def norm_act_pad(request: Request, size: Size, dtype: str) -> Iterator[OpCase]:
         width = DTYPES[dtype].itemsize
         for layout, memory_format in LAYOUTS.items():
             yield OpCase(
-                name=f"{shape[1]}x{shape[2]}x{shape[3]} {layer.activation} {padding} {pad} {layout}",
+                name="x".join(map(str, shape[1:]))
+                + f" {layer.activation} {padding} {pad} {layout}",
                 inputs=partial(_noise_in, shape, memory_format),
                 eager=partial(_layers, layer.activation, padding, pad),
                 fused=partial(_norm_act_pad, layer.activation, padding, pad),

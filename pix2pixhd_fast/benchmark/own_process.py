@@ -1,4 +1,4 @@
-"""The child of `memory.in_own_process`: reads what to run from standard input, prints its growth."""
+"""The child of `memory.in_own_process`: standard input says what to run, its growth is printed."""
 
 import json
 import sys
@@ -21,9 +21,7 @@ def main() -> None:
     # what libraries load for themselves must not count
     x = torch.rand(1, 8, 32, 32, device=device, requires_grad=True)
     torch.conv2d(x, torch.rand(8, 8, 3, 3, device=device)).sum().backward()
-    (case,) = [
-        c for c in cases(request) if (c.name, c.dtype) == (asked["name"], asked["dtype"])
-    ]
+    (case,) = [c for c in cases(request) if (c.name, c.dtype) == (asked["name"], asked["dtype"])]
 
     def all_of_it() -> None:
         step = case.prepare(asked["backend"], case.dtype)

@@ -30,6 +30,8 @@ from pix2pixhd_fast.benchmark.targets import NETWORKS, check_targets
 Tell = Callable[[str], None]
 # A peer may use its own arithmetic: it is told from a wrong one, not held to ours.
 PEER_FACTOR = 10
+# What others wrote may fail in its own ways, without an end to the run.
+FOREIGN = ("compile", *PEERS)
 
 
 @dataclass
@@ -97,7 +99,9 @@ class Runner:
         for backend in self._backends(case):
             own = backend == "eager" and exact == case.dtype
             found.append(
-                _Contestant(backend, baseline, 0.0) if own else self._check(case, backend, reference)
+                _Contestant(backend, baseline, 0.0)
+                if own
+                else self._check(case, backend, reference)
             )
         return found
 
@@ -107,9 +111,13 @@ class Runner:
             if backend not in case.backends:
                 raise Unavailable(f"not for {case.target}")
             step = case.prepare(backend, case.dtype)
+            error = relative_error(step(), reference)
         except Unavailable as why:
             return _Contestant(backend, reason=str(why))
-        error = relative_error(step(), reference)
+        except Exception as error:
+            if backend not in FOREIGN:
+                raise
+            return _Contestant(backend, reason=f"failed: {type(error).__name__}")
         allowed = case.tolerance * (PEER_FACTOR if backend in PEERS else 1)
         # not `error > allowed`: that is false for a NaN
         if not error <= allowed:
@@ -136,20 +144,15 @@ class Runner:
             self._tell(f"  repeat {repeat}/{repeats}: {times}")
 
         samples = interleave(steps, per_sample, repeats, self._clock, tell)
-        first = next(iter(samples))
-        found = {}
-        for backend, values in samples.items():
-            median = spread(values).median
-            found[backend] = {
-                "repeats": str(repeats),
+        return {
+            backend: {
                 "calls": str(per_sample[backend]),
-                "ratio_to": first,
-                **_spread_columns("{}_ms", values),
-                **_ratio_columns(samples[first], values),
-                **self._rates(case, median),
-                **self._gpu_columns(steps[backend], median),
+                **_time_columns(samples, backend),
+                **self._rates(case, spread(values).median),
+                **self._gpu_columns(steps[backend], spread(values).median),
             }
-        return found
+            for backend, values in samples.items()
+        }
 
     def _rates(self, case: Case, seconds: float) -> Row:
         product = self._ceilings.product(case.dtype)
@@ -203,16 +206,16 @@ class Runner:
         }
 
 
-def _spread_columns(names: str, values: list[float]) -> Row:
-    found = spread(values)
+def _time_columns(samples: dict[str, list[float]], backend: str) -> Row:
+    first = next(iter(samples))
+    times = spread(samples[backend])
+    ratio = speed_up(samples[first], samples[backend])
     return {
-        names.format(name): _digits(getattr(found, name) * 1e3) for name in ("median", "p20", "p80")
-    }
-
-
-def _ratio_columns(baseline: list[float], values: list[float]) -> Row:
-    ratio = speed_up(baseline, values)
-    return {
+        "repeats": str(len(samples[backend])),
+        "ratio_to": first,
+        "median_ms": _digits(times.median * 1e3),
+        "p20_ms": _digits(times.p20 * 1e3),
+        "p80_ms": _digits(times.p80 * 1e3),
         "ratio": _digits(ratio.median),
         "ratio_p20": _digits(ratio.p20),
         "ratio_p80": _digits(ratio.p80),

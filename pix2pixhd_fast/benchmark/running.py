@@ -12,7 +12,7 @@ from pix2pixhd_fast.benchmark.case import Step
 
 @contextmanager
 def running(name: str, dtype: str) -> Iterator[None]:
-    """Our backend for the benchmark's backend `name`; float32 in TF32 only where `dtype` says so."""
+    """Our backend for the backend `name`; float32 in TF32 only where `dtype` says so."""
     switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:

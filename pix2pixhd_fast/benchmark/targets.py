@@ -24,7 +24,7 @@ def check_targets(names: tuple[str, ...]) -> None:
 
 
 def cases(request: Request) -> Iterator[Case]:
-    """The cases of a request, one after another; nothing is drawn or built before it is prepared."""
+    """The cases of a request, one after another; nothing is drawn before it is prepared."""
     check_targets(request.targets)
     pairs = [(target, default_size(target)) for target in request.targets] or list(QUICK)
     seen = set()
