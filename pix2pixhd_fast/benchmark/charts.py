@@ -43,8 +43,7 @@ def draw_speed_ups(groups: list[tuple[str, dict[str, Row]]], path: Path, theme: 
     figure, panel = _figure(theme, 1.5 + 0.34 * len(groups), 1)
     panel = panel[0]
     for place, (_, rows) in enumerate(groups):
-        for backend, row in rows.items():
-            _draw_ratio(panel, place, backend, row, theme)
+        _draw_ratios(panel, place, rows, theme)
     shown = [name for name in ("fused", *_MARKS) if any(name in rows for _, rows in groups)]
     for name in shown:
         mark = {"marker": _MARKS[name], "ls": ""} if name in _MARKS else {"lw": 7}
@@ -78,9 +77,9 @@ def draw_modelled(steps: list[Modelled], path: Path, theme: Theme) -> None:
             labels = [f"{short(value)}" for value in values]
             panel.bar_label(bars, labels, padding=3, fontsize=7.5, color=theme.soft)
         panel.set_yticks(range(len(cards)), cards, fontsize=9)
-        panel.invert_yaxis()
+        panel.set_ylim(len(cards) - 0.4, -0.6)
         panel.margins(x=0.14)
-        panel.set_xlabel("ms (lower bound of an optimistic model)")
+        panel.set_xlabel("ms, modelled lower bound")
         peaks = ", ".join(f"{step.peak / GIB:.2f} GiB {step.backend}" for step in chosen)
         panel.set_title(f"{name}: peak {peaks}", loc="left", fontsize=10, pad=8)
     title = (
@@ -94,25 +93,30 @@ def draw_modelled(steps: list[Modelled], path: Path, theme: Theme) -> None:
     _save(figure, path)
 
 
-def _draw_ratio(panel, place: int, backend: str, row: Row, theme: Theme) -> None:
-    ratio = number(row, "ratio")
-    if row["status"] != OK or backend == "eager" or row["ratio_to"] != "eager":
-        return
-    if backend in _MARKS:
+def _draw_ratios(panel, place: int, rows: dict[str, Row], theme: Theme) -> None:
+    """One line of the chart; the figure of fused stands right of everything."""
+    ratios = {
+        name: [number(row, column) for column in ("ratio", "ratio_p20", "ratio_p80")]
+        for name, row in rows.items()
+        if row["status"] == OK and row["ratio_to"] == "eager" and name in ("fused", *_MARKS)
+    }
+    for name in ratios.keys() & _MARKS.keys():
         panel.plot(
-            [ratio], [place], _MARKS[backend], color=theme.colors[backend], ms=6, zorder=4,
+            [ratios[name][0]], [place], _MARKS[name], color=theme.colors[name], ms=6.5, zorder=4,
             markeredgecolor=theme.paper,
         )  # fmt: skip
+    if "fused" not in ratios:
         return
-    low, high = number(row, "ratio_p20"), number(row, "ratio_p80")
+    ratio, low, high = ratios["fused"]
     panel.barh(place, ratio, 0.62, color=theme.colors["fused"], zorder=2)
     panel.errorbar(
         ratio, place, xerr=[[max(ratio - low, 0)], [max(high - ratio, 0)]], color=theme.ink,
         capsize=2.5, lw=1, zorder=3,
     )  # fmt: skip
+    end = max(high, *(values[0] for values in ratios.values()))
     panel.annotate(
-        f"{ratio:.2f}x", (max(high, ratio), place), (6, 0), textcoords="offset points",
-        va="center", fontsize=8.5, color=theme.ink,
+        f"{ratio:.2f}x", (end, place), (8, 0), textcoords="offset points", va="center",
+        fontsize=8.5, color=theme.ink,
     )  # fmt: skip
 
 

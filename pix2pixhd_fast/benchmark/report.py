@@ -87,11 +87,10 @@ def _groups(rows: list[Row]) -> Iterator[Group]:
 
 def _title(key: tuple[str, ...]) -> str:
     target, case, pass_name, size, batch, dtype = key
-    batch = "" if batch == "1" else f" x {batch}"
-    step = "" if pass_name == "step" or "+" not in pass_name else " fwd+bwd"
-    return (
-        f"{target}{step}, {case.split()[-1] if target == 'norm_act_pad' else size}{batch}, {dtype}"
-    )
+    passes = {"forward": "", "forward+backward": " fwd+bwd"}
+    layout = f" {case.split()[-1]}" if target == "norm_act_pad" else ""
+    images = "" if batch == "1" else f" batch {batch}"
+    return f"{target}{passes.get(pass_name, '')} {size}{images}{layout} {dtype}"
 
 
 def _measured(

@@ -2,6 +2,7 @@
 
 import datetime
 import gc
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -59,10 +60,11 @@ class Runner:
     ):
         check_targets(request.targets)
         self.request = request
+        self._tell = tell
+        _warn_of_others(tell)
         self.device = torch.device(request.device)
         if request.threads:
             torch.set_num_threads(request.threads)
-        self._tell = tell
         self._clock = clock or clock_of(self.device)
         self._ceilings = ceilings or Ceilings(self.device)
         self._about = {
@@ -204,6 +206,12 @@ class Runner:
             "error": "" if contestant.error is None else f"{contestant.error:.3g}",
             **figures,
         }
+
+
+def _warn_of_others(tell: Tell) -> None:
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > 0.5 * cores:
+        tell(f"the machine is busy (load {load:.1f} on {cores} cores): times will spread")
 
 
 def _time_columns(samples: dict[str, list[float]], backend: str) -> Row:
