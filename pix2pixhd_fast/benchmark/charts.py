@@ -52,7 +52,7 @@ def draw_speed_ups(groups: list[tuple[str, dict[str, Row]]], path: Path, theme: 
     panel.set_yticks(range(len(groups)), [title for title, _ in groups], fontsize=9)
     panel.set_ylim(len(groups) - 0.4, -0.6)
     panel.set_xlim(left=0)
-    panel.margins(x=0.12)
+    panel.margins(x=0.04)
     panel.set_xlabel("times as fast as eager PyTorch (1 = eager; whiskers: p20 to p80)")
     panel.set_title(
         "Speed-up over eager: measured here (CPU)", loc="left", fontweight="bold", pad=26
@@ -94,7 +94,7 @@ def draw_modelled(steps: list[Modelled], path: Path, theme: Theme) -> None:
 
 
 def _draw_ratios(panel, place: int, rows: dict[str, Row], theme: Theme) -> None:
-    """One line of the chart; the figure of fused stands right of everything."""
+    """One line of the chart; the figure of fused stands in its bar."""
     ratios = {
         name: [number(row, column) for column in ("ratio", "ratio_p20", "ratio_p80")]
         for name, row in rows.items()
@@ -113,10 +113,9 @@ def _draw_ratios(panel, place: int, rows: dict[str, Row], theme: Theme) -> None:
         ratio, place, xerr=[[max(ratio - low, 0)], [max(high - ratio, 0)]], color=theme.ink,
         capsize=2.5, lw=1, zorder=3,
     )  # fmt: skip
-    end = max(high, *(values[0] for values in ratios.values()))
     panel.annotate(
-        f"{ratio:.2f}x", (end, place), (8, 0), textcoords="offset points", va="center",
-        fontsize=8.5, color=theme.ink,
+        f"{ratio:.2f}x", (0, place), (6, 0), textcoords="offset points", va="center",
+        fontsize=8.5, fontweight="bold", color=theme.paper, zorder=4,
     )  # fmt: skip
 
 
