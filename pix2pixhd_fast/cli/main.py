@@ -8,7 +8,7 @@ from typing import NoReturn
 import torch
 
 import pix2pixhd_fast
-from pix2pixhd_fast.cli import demo, doctor, kernels, memory, test, train
+from pix2pixhd_fast.cli import bench, demo, doctor, kernels, memory, test, train
 from pix2pixhd_fast.errors import InputError
 
 COMMANDS = {
@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": demo,
     "memory": memory,
     "kernels": kernels,
+    "bench": bench,
     "doctor": doctor,
 }
 
