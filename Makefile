@@ -79,7 +79,7 @@ $(VENV)/.dependencies: $(VENV)/.created pyproject.toml requirements.lock
 	$(BIN)/python -m pip install -qq -r requirements.lock
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.dependencies setup.py csrc $(CPP_FILES)
+$(VENV)/.installed: $(VENV)/.dependencies setup.py pix2pixhd_fast/_toolchain.py csrc $(CPP_FILES)
 	@echo "make: building pix2pixhd_fast"
 	log=$(VENV)/build.log
 	if ! $(BIN)/python -m pip install -v --no-build-isolation -c requirements.lock -e '.[dev]' >$$log 2>&1; then

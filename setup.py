@@ -8,8 +8,8 @@ PIX2PIXHD_FAST_CUDA=0         no CUDA in the binary
 PIX2PIXHD_FAST_REQUIRE_CPP=1  fail where the binary cannot be built
 """
 
+import importlib.util
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
 BUILD_COMMANDS = {"bdist_wheel", "build", "build_ext", "editable_wheel", "install"}
-# The binary uses only the stable ABI of PyTorch 2.11: it runs on every later PyTorch, any Python.
-STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
-ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+# By its path: the package itself imports PyTorch, which the build may not have.
+_spec = importlib.util.spec_from_file_location("_toolchain", ROOT / "pix2pixhd_fast/_toolchain.py")
+toolchain = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(toolchain)
 
 
 def go_without_binary(reason: str) -> None:
@@ -33,17 +34,6 @@ def sources(pattern: str) -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(f"csrc/{pattern}"))
 
 
-def cuda_home() -> Path | None:
-    """The folder of the CUDA toolkit; an nvcc on PATH may be a wrapper that lies outside it."""
-    nvcc = shutil.which("nvcc")
-    candidates = [os.getenv("CUDA_HOME"), os.getenv("CUDA_PATH")]
-    candidates += [nvcc and Path(nvcc).resolve().parent.parent, "/usr/local/cuda"]
-    for home in (Path(candidate) for candidate in candidates if candidate):
-        if (home / "bin/nvcc").is_file() and (home / "include/cuda_runtime.h").is_file():
-            return home
-    return None
-
-
 def binary() -> dict:
     """The arguments of setup() for the binary; none where not asked for or without PyTorch."""
     if not BUILD_COMMANDS.intersection(sys.argv):
@@ -52,11 +42,11 @@ def binary() -> dict:
         go_without_binary("PIX2PIXHD_FAST_CPP is 0")
         return {}
     with_cuda = os.getenv("PIX2PIXHD_FAST_CUDA", "1") != "0" and bool(sources("*.cu"))
-    home = cuda_home() if with_cuda else None
+    home = toolchain.cuda_home() if with_cuda else None
     if home:
         # Read by torch.utils.cpp_extension; without a list it looks at the cards it sees.
         os.environ["CUDA_HOME"] = str(home)
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", toolchain.ARCHITECTURES)
     try:
         import torch
         from torch.utils import cpp_extension
@@ -65,7 +55,7 @@ def binary() -> dict:
         return {}
     with_cuda = home is not None and torch.version.cuda is not None
     extension = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
-    flags = {"cxx": ["-O3", "-g0", STABLE_ABI], "nvcc": ["-O3", STABLE_ABI, "-DUSE_CUDA"]}
+    flags = {"cxx": list(toolchain.CXX_FLAGS), "nvcc": list(toolchain.NVCC_FLAGS)}
     return {
         "ext_modules": [
             extension(

@@ -4,12 +4,30 @@ Memory is [images, pixels, channels]: the channels_last format, or the default o
 of one channel. A program works on blocks of [BLOCK_P pixels, BLOCK_C channels] of one image.
 """
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
+from pix2pixhd_fast.kernels.variants import Variant, launches
 from torch import Tensor
 
 from pix2pixhd_fast.ops.norm_act_pad_plan import Plan
+
+# What the variants are made of: [C, H, W], dtype, channels_last, act, padding, pad. Of G at
+# 2048x1024 its outer layers and its residual blocks, of D a layer; then three channels, the default
+# memory format, and sides that are odd.
+LAYERS = (
+    ((32, 1024, 2048), torch.bfloat16, True, "relu", "reflect", 3),
+    ((64, 512, 1024), torch.float32, True, "relu", "zero", 1),
+    ((1024, 32, 64), torch.bfloat16, True, "relu", "reflect", 1),
+    ((1024, 32, 64), torch.bfloat16, True, "none", "none", 0),
+    ((64, 257, 513), torch.float16, True, "leaky_relu", "zero", 2),
+    ((64, 65, 129), torch.float32, True, "tanh", "reflect", 1),
+    ((3, 65, 129), torch.float32, True, "tanh", "replicate", 1),
+    ((32, 512, 1024), torch.float32, False, "relu", "reflect", 3),
+    ((32, 512, 1024), torch.bfloat16, False, "leaky_relu", "replicate", 1),
+)
 
 
 @triton.jit
@@ -196,3 +214,16 @@ def forward(
             BLOCK_P=plan.block_p, BLOCK_C=plan.block_c,
         )  # fmt: skip
     return y, mean, rstd
+
+
+def layers() -> Iterator[tuple[Tensor, str, str, int]]:
+    """x without memory, act, padding and pad of each of LAYERS."""
+    for shape, dtype, last, act, padding, pad in LAYERS:
+        layout = torch.channels_last if last else torch.contiguous_format
+        x = torch.empty(1, *shape, dtype=dtype, device="meta", memory_format=layout)
+        yield x, act, padding, pad
+
+
+def variants() -> Iterator[Variant]:
+    for x, act, padding, pad in layers():
+        yield from launches(forward, x, act, 0.2, padding, pad, 1e-5)

@@ -3,10 +3,18 @@
 Memory and blocks are those of norm_act_pad.
 """
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
-from pix2pixhd_fast.kernels.norm_act_pad import activate, places_in_image, program_of
+from pix2pixhd_fast.kernels.norm_act_pad import (
+    activate,
+    layers,
+    places_in_image,
+    program_of,
+)
+from pix2pixhd_fast.kernels.variants import Variant, launches
 from torch import Tensor
 
 from pix2pixhd_fast.ops.norm_act_pad_plan import Plan
@@ -215,3 +223,11 @@ def backward(
             dy, x, mean, rstd, mean_g, mean_dot, dx, slope, *shape, blocks, **block
         )
     return dx
+
+
+def variants() -> Iterator[Variant]:
+    for x, act, padding, pad in layers():
+        n, c, h, w = x.shape
+        dy = x.new_empty(n, c, h + 2 * pad, w + 2 * pad)
+        mean = x.new_empty(n, c, dtype=torch.float32)
+        yield from launches(backward, dy, x, mean, mean, act, 0.2, padding, pad)

@@ -10,7 +10,7 @@ import tomllib
 import pytest
 
 import pix2pixhd_fast
-from pix2pixhd_fast import InputError, _library
+from pix2pixhd_fast import InputError, _library, _toolchain
 from tests.helpers import ROOT
 
 
@@ -114,14 +114,18 @@ def test_builds_no_binary_where_none_is_wanted(setup_py, monkeypatch, capsys):
     assert setup_py.binary() == {} and "PIX2PIXHD_FAST_CPP is 0" in capsys.readouterr().out
 
 
-def test_finds_the_cuda_toolkit_behind_a_wrapper(setup_py, tmp_path, monkeypatch):
+def test_finds_the_cuda_toolkit_behind_a_wrapper(tmp_path, monkeypatch):
     wrapper, toolkit = tmp_path / "local/bin/nvcc", tmp_path / "cuda"
     for path in (wrapper, toolkit / "bin/nvcc", toolkit / "include/cuda_runtime.h"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     monkeypatch.delenv("CUDA_PATH", raising=False)
-    monkeypatch.setattr(setup_py.shutil, "which", lambda _: str(wrapper))
+    monkeypatch.setattr(_toolchain.shutil, "which", lambda _: str(wrapper))
     monkeypatch.setenv("CUDA_HOME", str(toolkit))
-    assert setup_py.cuda_home() == toolkit
+    assert _toolchain.cuda_home() == toolkit
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "gone"))
-    assert setup_py.cuda_home() not in (tmp_path / "local", tmp_path / "gone")
+    assert _toolchain.cuda_home() not in (tmp_path / "local", tmp_path / "gone")
+
+
+def test_builds_for_every_architecture_of_the_matrix():
+    assert _toolchain.ARCHITECTURES == "8.0;8.6;8.9;9.0;10.0;12.0+PTX"

@@ -8,10 +8,18 @@ from typing import NoReturn
 import torch
 
 import pix2pixhd_fast
-from pix2pixhd_fast.cli import demo, doctor, memory, test, train
+from pix2pixhd_fast.cli import bench, demo, doctor, kernels, memory, test, train
 from pix2pixhd_fast.errors import InputError
 
-COMMANDS = {"train": train, "test": test, "demo": demo, "memory": memory, "doctor": doctor}
+COMMANDS = {
+    "train": train,
+    "test": test,
+    "demo": demo,
+    "memory": memory,
+    "kernels": kernels,
+    "bench": bench,
+    "doctor": doctor,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

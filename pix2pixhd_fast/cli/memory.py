@@ -92,10 +92,11 @@ def _subject(arguments: argparse.Namespace) -> Subject:
     if "vgg_weights" not in arguments:
         arguments.vgg_weights = "random"
     options = options_from(arguments, "train", isTrain=arguments.mode == "train")
-    return Subject(options, _size(arguments.size), arguments.weights)
+    return Subject(options, parse_size(arguments.size), arguments.weights)
 
 
-def _size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """A size like 2048x1024 as (width, height); `InputError` for another text."""
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isdecimal() for side in sides):
         raise InputError(f"size must be WIDTHxHEIGHT like 2048x1024, got {text!r}")

@@ -106,19 +106,21 @@ class DeviceProgram:
 def device_program(source: Path) -> DeviceProgram:
     """The program of `source`; skips the test where no compiler or no CUDA header is found."""
     if not (shutil.which("g++") and shutil.which("objcopy") and _cuda_include()):
-        pytest.skip("needs g++, binutils and the CUDA headers (pip: nvidia-cuda-runtime)")
+        pytest.skip("needs g++, binutils and the CUDA headers (docs/proving.md)")
     return DeviceProgram(source)
 
 
 @functools.cache
 def _cuda_include() -> Path | None:
-    """The folder with cuda_fp16.h: of the toolkit, or of the wheel that comes with PyTorch."""
+    """The folder with the CUDA headers: of a toolkit, or of NVIDIA's wheels.
+
+    The wheel that PyTorch brings lacks some: nvidia-cuda-crt and nvidia-cuda-cccl have them.
+    """
     candidates = [Path(os.getenv("CUDA_HOME", "/usr/local/cuda")) / "include"]
     spec = importlib.util.find_spec("nvidia")
     for folder in spec.submodule_search_locations if spec else ():
         candidates += sorted(Path(folder).glob("*/include"))
-    # the wheel has no crt/, which the others include: without the toolkit the tests are skipped
-    needed = ("cuda_fp16.h", "cuda_bf16.h", "crt/host_defines.h")
+    needed = ("cuda_fp16.h", "cuda_bf16.h", "crt/host_defines.h", "nv/target")
     for folder in candidates:
         if all((folder / name).is_file() for name in needed):
             return folder
@@ -132,7 +134,7 @@ def _run(*command: str | Path) -> str:
 
 
 def _digest(flags: list[str], paths: list[Path]) -> str:
-    digest = hashlib.sha256(f"{flags} {_run('g++', '--version')}".encode())
+    digest = hashlib.sha256(f"{flags} {_cuda_include()} {_run('g++', '--version')}".encode())
     for path in paths:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -1,0 +1,99 @@
+"""One small function per op: what it is given, its plain PyTorch, what it costs at least.
+
+A new op is a new function here, marked with `op_case` and yielding one `OpCase` per shape.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pix2pixhd_fast import ops
+from pix2pixhd_fast.benchmark.layers import network_layers, norm_shapes
+from pix2pixhd_fast.benchmark.op_case import OpCase
+from pix2pixhd_fast.benchmark.request import DTYPES, Request
+from pix2pixhd_fast.benchmark.scenes import instance_ids, noise
+
+Size = tuple[int, int]
+OpCases = Callable[[Request, Size, str], Iterator[OpCase]]
+OPS: dict[str, OpCases] = {}
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+_ACTIVATIONS = {
+    "relu": F.relu_,
+    "leaky_relu": lambda x: F.leaky_relu_(x, 0.2),
+    "tanh": torch.tanh_,
+}
+
+
+def op_case(function: OpCases) -> OpCases:
+    """Make the function's name a target."""
+    OPS[function.__name__] = function
+    return function
+
+
+@op_case
+def norm_act_pad(request: Request, size: Size, dtype: str) -> Iterator[OpCase]:
+    """The shapes of G (the last, or with `all_shapes` every one) in both memory formats."""
+    shapes = norm_shapes(network_layers("G", request.options(size), size))
+    for layer, padding, pad in shapes if request.all_shapes else shapes[-1:]:
+        shape = (request.batch, layer.out_channels, layer.height, layer.width)
+        pixels, padded = _pixels(shape), _pixels(shape, pad)
+        width = DTYPES[dtype].itemsize
+        for layout, memory_format in LAYOUTS.items():
+            yield OpCase(
+                name="x".join(map(str, shape[1:]))
+                + f" {layer.activation} {padding} {pad} {layout}",
+                inputs=partial(_noise_in, shape, memory_format),
+                eager=partial(_layers, layer.activation, padding, pad),
+                fused=partial(_norm_act_pad, layer.activation, padding, pad),
+                floor_bytes=((pixels + padded) * width, (3 * pixels + 2 * padded) * width),
+                tolerance={"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3, "tf32": 1e-5}[dtype],
+            )
+
+
+def _layers(act: str, padding: str, pad: int, x: Tensor) -> Tensor:
+    y = _ACTIVATIONS[act](F.instance_norm(x))
+    return F.pad(y, (pad,) * 4, mode=padding) if pad else y
+
+
+def _norm_act_pad(act: str, padding: str, pad: int, x: Tensor) -> Tensor:
+    return ops.norm_act_pad(x, act, padding=padding, pad=pad)[0]
+
+
+@op_case
+def instance_boundaries(request: Request, size: Size, dtype: str) -> Iterator[OpCase]:
+    """Ids of 32 and of 64 bits, whatever the dtype; both backends end in float, as G reads it."""
+    pixels = request.batch * size[0] * size[1]
+    for ids in (torch.int32, torch.int64):
+        name = str(ids).removeprefix("torch.")
+        yield OpCase(
+            name=f"ids of {name}",
+            inputs=lambda ids=ids: (instance_ids(size, request.batch, ids),),
+            eager=_shifted_comparisons,
+            fused=lambda ids: ops.instance_boundaries(ids).float(),
+            floor_bytes=(pixels * (ids.itemsize + 4), 0),
+            tolerance=0.0,
+            dtype=name,
+        )
+
+
+def _shifted_comparisons(ids: Tensor) -> Tensor:
+    """The tensor expression of the original project."""
+    edge = torch.zeros(ids.shape, dtype=torch.uint8, device=ids.device)
+    edge[..., 1:] = edge[..., 1:] | (ids[..., 1:] != ids[..., :-1])
+    edge[..., :-1] = edge[..., :-1] | (ids[..., 1:] != ids[..., :-1])
+    edge[..., 1:, :] = edge[..., 1:, :] | (ids[..., 1:, :] != ids[..., :-1, :])
+    edge[..., :-1, :] = edge[..., :-1, :] | (ids[..., 1:, :] != ids[..., :-1, :])
+    return edge.float()
+
+
+def _noise_in(shape: tuple[int, ...], memory_format: torch.memory_format) -> tuple[Tensor]:
+    return (noise(shape).contiguous(memory_format=memory_format),)
+
+
+def _pixels(shape: tuple[int, int, int, int], pad: int = 0) -> int:
+    n, c, h, w = shape
+    return n * c * (h + 2 * pad) * (w + 2 * pad)
