@@ -74,8 +74,8 @@ class Problem(NamedTuple):
         return *(statistics if self.normalised else (None, None)), gamma, beta
 
 
-# Single pixels, rows and columns, pad = side - 1, more channels than a block has, more pixels than a
-# block and than one program has, mirrors that meet in the middle
+# Single pixels, rows and columns, pad = side - 1, more channels than a block has, more pixels
+# than a block or one program has, mirrors that meet in the middle
 SMALL = [
     Problem((1, 1, 1, 1), "relu", gamma=torch.float32),
     Problem((2, 3, 1, 1), "leaky_relu", "replicate", 2, border=1, more=True),

@@ -20,7 +20,6 @@ from tests.pictures import (
 )
 
 
-
 def assert_folds(problem, dtype, layout, border):
     """Into a new tensor, and added to the inner part of one with a border."""
     n, c, h, w = problem.shape

@@ -41,6 +41,10 @@ class Norm(NamedTuple):
         """mean, rstd, gamma, beta: the order in which the ops take them."""
         return self[1:]
 
+    @property
+    def does_nothing(self) -> bool:
+        return self.kind == "none" and self.gamma is None and self.beta is None
+
 
 def norm_act_pad(
     x: Tensor,
@@ -162,7 +166,7 @@ def normalise_backward(
     xhat is x - minus where minus is given, then of a norm without gamma and beta.
     """
     kind, mean, rstd, gamma, beta = norm
-    if kind == act == "none":
+    if norm.does_nothing and act == "none":
         return Gradients(unpad(dy, padding, pad), None, None)
     mean_g = mean_dot = dgamma = dbeta = None
     if kind in ("instance", "batch") or gamma is not None or beta is not None:
@@ -208,7 +212,7 @@ def _backward(ctx, dy):
         minus = None
     dx, dgamma, dbeta = dy, None, None
     # Nothing at all to be done is none of the op's business: its results must be new tensors.
-    if ctx.kind != "none" or ctx.act != "none" or ctx.pad > 0:
+    if not Norm(ctx.kind, *tensors).does_nothing or ctx.act != "none" or ctx.pad > 0:
         dx, dgamma, dbeta = torch.ops.pix2pixhd_fast.normalise_backward(
             dy, x, minus, *tensors, ctx.kind, *rest
         )
