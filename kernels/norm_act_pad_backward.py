@@ -1,33 +1,25 @@
-"""norm_act_pad_backward in Triton: two sums for each channel, then one pass over the input.
-
-Memory and blocks are those of norm_act_pad.
+"""The backward of norm_act_pad_apply in Triton: sums for each channel, one pass over the input, and
+the gradient of a padding.
 """
-
-from collections.abc import Iterator
 
 import torch
 import triton
 import triton.language as tl
-from pix2pixhd_fast.kernels.norm_act_pad import (
-    activate,
-    layers,
-    places_in_image,
-    program_of,
-)
-from pix2pixhd_fast.kernels.variants import Variant, launches
+from pix2pixhd_fast.kernels.blocks import Plan, dense, per_channel, program_of
+from pix2pixhd_fast.kernels.norm_act_pad import activate, parameter, sources
 from torch import Tensor
 
-from pix2pixhd_fast.ops.norm_act_pad_plan import Plan
+from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
 
 
 @triton.jit
-def _activate_backward(g, xhat, slope, ACT: tl.constexpr):
+def _activate_backward(g, z, slope, ACT: tl.constexpr):
     if ACT == "relu":
-        return tl.where(xhat <= 0, 0.0, g)
+        return tl.where(z <= 0, 0.0, g)
     elif ACT == "leaky_relu":
-        return tl.where(xhat <= 0, g * slope, g)
+        return tl.where(z <= 0, g * slope, g)
     elif ACT == "tanh":
-        y = activate(xhat, slope, ACT)
+        y = activate(z, slope, ACT)
         return g * (1 - y * y)
     else:
         return g
@@ -48,10 +40,8 @@ def _copy(index, k, size, pad, PADDING: tl.constexpr):
 
 
 @triton.jit
-def _load_gradient(dy, p, c, inside, height, width, channels, pad, PADDING: tl.constexpr):
-    """The gradient of the padding at the pixels p: the sum over all copies of each. float32."""
-    row = p // width
-    column = p % width
+def _load_gradient(dy, row, column, c, inside, height, width, channels, pad, PADDING: tl.constexpr):
+    """The gradient of the padding at pixels: the sum over all copies of each. float32."""
     padded_width = width + 2 * pad
     place = (row + pad) * padded_width + column + pad
     mask = inside[:, None] & (c < channels)[None, :]
@@ -73,17 +63,35 @@ def _load_gradient(dy, p, c, inside, height, width, channels, pad, PADDING: tl.c
 
 
 @triton.jit
-def _reduce_backward_kernel(
+def _normalised(x, minus, x_at, minus_at, m, r, mask):
+    """x - minus where minus is given, otherwise (x - m) * r."""
+    values = tl.load(x + x_at, mask=mask, other=0.0).to(tl.float32)
+    if minus is not None:
+        return values - tl.load(minus + minus_at, mask=mask, other=0.0).to(tl.float32)
+    else:
+        return (values - m) * r
+
+
+@triton.jit
+def _reduce_kernel(
     dy,  # [images, (height + 2 pad) * (width + 2 pad), channels]
-    x,  # [images, height * width, channels]
-    mean,  # [images, channels]
+    x,  # [images, height, width, channels]
+    x_image,
+    x_row,
+    minus,  # like x, or None
+    minus_image,
+    minus_row,
+    mean,  # [images, channels] or None
     rstd,
+    gamma,  # [groups, channels] or None
+    beta,
     sums,  # [images, splits, channels]: of g = dy through the padding and the activation
-    dots,  # the same: of g * xhat
+    dots,  # the same: of g * xhat; both divided by the pixels of the image
     slope,
     height,
     width,
     channels,
+    groups,
     pad,
     splits,
     split_pixels,
@@ -94,40 +102,40 @@ def _reduce_backward_kernel(
 ):
     # A sum over the copies of a pixel is a sum over the padded image: no border is special.
     image, c, split = program_of(splits, channels, BLOCK_C)
-    padded_width = width + 2 * pad
-    padded_pixels = (height + 2 * pad) * padded_width
-    x += image * height * width * channels
-    dy += image * padded_pixels * channels
-    m = tl.load(mean + image * channels + c, mask=c < channels, other=0.0)
-    r = tl.load(rstd + image * channels + c, mask=c < channels, other=0.0)
-    first = split * split_pixels
-    last = tl.minimum(first + split_pixels, padded_pixels)
+    padded_pixels = (height + 2 * pad) * (width + 2 * pad)
+    m = parameter(mean, image * channels + c, c < channels, 0.0)
+    r = parameter(rstd, image * channels + c, c < channels, 1.0)
+    scale = parameter(gamma, image % groups * channels + c, c < channels, 1.0)
+    shift = parameter(beta, image % groups * channels + c, c < channels, 0.0)
     total = tl.zeros([BLOCK_C], tl.float32)
     dot = tl.zeros([BLOCK_C], tl.float32)
-    for start in range(first, last, BLOCK_P):
+    x += image * x_image
+    dy += image * padded_pixels * channels
+    last = tl.minimum(split * split_pixels + split_pixels, padded_pixels)
+    for start in range(split * split_pixels, last, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
-        place, real = places_in_image(p, height, width, pad, PADDING)
+        row, column, real = sources(p, height, width, pad, PADDING)
         mask = (real & (p < last))[:, None] & (c < channels)[None, :]
-        at = place[:, None] * channels + c[None, :]
-        xhat = (tl.load(x + at, mask=mask, other=0.0).to(tl.float32) - m[None, :]) * r[None, :]
-        at = p[:, None] * channels + c[None, :]
+        x_at = (row * x_row + column * channels)[:, None] + c[None, :]
+        less_at = image * minus_image + (row * minus_row + column * channels)[:, None] + c[None, :]
+        xhat = _normalised(x, minus, x_at, less_at, m, r, mask)
         # Zero outside, and so is all that is summed.
+        at = p[:, None] * channels + c[None, :]
         g = tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
-        g = _activate_backward(g, xhat, slope, ACT)
+        g = _activate_backward(g, xhat * scale + shift, slope, ACT)
         total += tl.sum(g, 0)
         dot += tl.sum(g * xhat, 0)
     at = (image * splits + split) * channels + c
-    tl.store(sums + at, total, mask=c < channels)
-    tl.store(dots + at, dot, mask=c < channels)
+    tl.store(sums + at, total / (height * width), mask=c < channels)
+    tl.store(dots + at, dot / (height * width), mask=c < channels)
 
 
 @triton.jit
-def _combine_backward_kernel(
-    sums,  # [images, splits, channels]
+def _combine_kernel(
+    sums,  # [images, splits, channels], of which this takes the sums
     dots,
     mean_g,  # [images, channels]
     mean_dot,
-    pixels,
     channels,
     splits,
     BLOCK_S: tl.constexpr,
@@ -144,23 +152,31 @@ def _combine_backward_kernel(
         at = s[:, None] * channels + c[None, :]
         total += tl.sum(tl.load(sums + at, mask=mask, other=0.0), 0)
         dot += tl.sum(tl.load(dots + at, mask=mask, other=0.0), 0)
-    tl.store(mean_g + image * channels + c, total / pixels, mask=c < channels)
-    tl.store(mean_dot + image * channels + c, dot / pixels, mask=c < channels)
+    tl.store(mean_g + image * channels + c, total, mask=c < channels)
+    tl.store(mean_dot + image * channels + c, dot, mask=c < channels)
 
 
 @triton.jit
-def _apply_backward_kernel(
+def _backward_kernel(
     dy,  # [images, (height + 2 pad) * (width + 2 pad), channels]
-    x,  # [images, height * width, channels]
-    mean,  # [images, channels]
+    x,  # [images, height, width, channels]
+    x_image,
+    x_row,
+    minus,  # like x, or None
+    minus_image,
+    minus_row,
+    mean,  # [images, channels] or None
     rstd,
-    mean_g,
+    gamma,  # [groups, channels] or None
+    beta,
+    mean_g,  # [images, channels] or None
     mean_dot,
     dx,  # [images, height * width, channels]
     slope,
     height,
     width,
     channels,
+    groups,
     pad,
     blocks,
     ACT: tl.constexpr,
@@ -169,65 +185,144 @@ def _apply_backward_kernel(
     BLOCK_C: tl.constexpr,
 ):
     image, c, block = program_of(blocks, channels, BLOCK_C)
-    pixels = height * width
-    x += image * pixels * channels
-    dx += image * pixels * channels
     dy += image * (height + 2 * pad) * (width + 2 * pad) * channels
-    parameters = image * channels + c
-    m = tl.load(mean + parameters, mask=c < channels, other=0.0)[None, :]
-    r = tl.load(rstd + parameters, mask=c < channels, other=0.0)[None, :]
-    mg = tl.load(mean_g + parameters, mask=c < channels, other=0.0)[None, :]
-    md = tl.load(mean_dot + parameters, mask=c < channels, other=0.0)[None, :]
+    own = image * channels + c
+    m = parameter(mean, own, c < channels, 0.0)
+    r = parameter(rstd, own, c < channels, 1.0)
+    scale = parameter(gamma, image % groups * channels + c, c < channels, 1.0)
+    shift = parameter(beta, image % groups * channels + c, c < channels, 0.0)
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = p < pixels
-    g = _load_gradient(dy, p, c, inside, height, width, channels, pad, PADDING)
+    row, column, inside = p // width, p % width, p < height * width
+    g = _load_gradient(dy, row, column, c, inside, height, width, channels, pad, PADDING)
     mask = inside[:, None] & (c < channels)[None, :]
-    at = p[:, None] * channels + c[None, :]
-    xhat = (tl.load(x + at, mask=mask, other=0.0).to(tl.float32) - m) * r
-    g = _activate_backward(g, xhat, slope, ACT)
-    tl.store(dx + at, (r * (g - mg - xhat * md)).to(dx.dtype.element_ty), mask=mask)
+    x_at = (row * x_row + column * channels)[:, None] + c[None, :]
+    less_at = image * minus_image + (row * minus_row + column * channels)[:, None] + c[None, :]
+    xhat = _normalised(x + image * x_image, minus, x_at, less_at, m, r, mask)
+    g = _activate_backward(g, xhat * scale + shift, slope, ACT)
+    g = g - parameter(mean_g, own, c < channels, 0.0)
+    g = scale * r * (g - xhat * parameter(mean_dot, own, c < channels, 0.0))
+    at = image * height * width * channels + p[:, None] * channels + c[None, :]
+    tl.store(dx + at, g.to(dx.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _fold_kernel(
+    dy,  # [images, (height + 2 pad) * (width + 2 pad), channels]
+    dx,  # [images, height, width, channels]
+    dx_image,
+    dx_row,
+    height,
+    width,
+    channels,
+    pad,
+    blocks,
+    ADD: tl.constexpr,  # to what is in dx
+    PADDING: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    image, c, block = program_of(blocks, channels, BLOCK_C)
+    dy += image * (height + 2 * pad) * (width + 2 * pad) * channels
+    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+    row, column, inside = p // width, p % width, p < height * width
+    g = _load_gradient(dy, row, column, c, inside, height, width, channels, pad, PADDING)
+    mask = inside[:, None] & (c < channels)[None, :]
+    at = dx + image * dx_image + (row * dx_row + column * channels)[:, None] + c[None, :]
+    if ADD:
+        g += tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(at, g.to(dx.dtype.element_ty), mask=mask)
+
+
+def reduce(
+    dy: Tensor,
+    x: Tensor,
+    minus: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    act: str,
+    slope: float,
+    padding: str,
+    pad: int,
+) -> tuple[Tensor, Tensor]:
+    plan = Plan(x, *x.shape[2:], sums=True)
+    mean_g, mean_dot = per_channel(x)
+    if x.numel() == 0:
+        return mean_g, mean_dot
+    dy = dy.contiguous(memory_format=plan.layout)
+    plan.rows(dy)
+    splits, split_pixels = plan.splits(dy.shape[2] * dy.shape[3])
+    sums, dots = (mean_g, mean_dot) if splits == 1 else plan.partial(x, splits)
+    with torch.cuda.device_of(x):
+        _reduce_kernel[(plan.columns * splits,)](
+            dy, *plan.rows(x), *plan.optional_rows(minus), *dense(mean, rstd, gamma, beta), sums,
+            dots, slope, plan.height, plan.width, plan.channels, plan.groups, pad, splits,
+            split_pixels, ACT=act, PADDING=padding, BLOCK_P=plan.block_p, BLOCK_C=plan.block_c,
+        )  # fmt: skip
+        if splits > 1:
+            _combine_kernel[(plan.columns,)](
+                sums, dots, mean_g, mean_dot, plan.channels, splits,
+                BLOCK_S=plan.block_p, BLOCK_C=plan.block_c,
+            )  # fmt: skip
+    return mean_g, mean_dot
 
 
 def backward(
     dy: Tensor,
     x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    minus: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean_g: Tensor | None,
+    mean_dot: Tensor | None,
     act: str,
     slope: float,
     padding: str,
     pad: int,
 ) -> Tensor:
-    plan = Plan(x, pad)
-    plan.refuse_too_large()
-    x, dy = (t.contiguous(memory_format=plan.layout) for t in (x, dy))
-    mean, rstd = mean.contiguous(), rstd.contiguous()
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=plan.layout)
+    plan = Plan(x, *x.shape[2:])
+    dx = plan.new(x)
     if x.numel() == 0:
         return dx
-    shape = (plan.height, plan.width, plan.channels, pad)
-    block = {"ACT": act, "PADDING": padding, "BLOCK_P": plan.block_p, "BLOCK_C": plan.block_c}
-    splits, split_pixels = plan.splits(plan.padded_pixels)
-    sums, dots = torch.empty(plan.partial_shape(splits), dtype=torch.float32, device=x.device)
-    mean_g, mean_dot = torch.empty_like(mean), torch.empty_like(mean)
+    dy = dy.contiguous(memory_format=plan.layout)
+    plan.rows(dy)
+    blocks = plan.blocks(plan.pixels)
     with torch.cuda.device_of(x):
-        _reduce_backward_kernel[(plan.columns * splits,)](
-            dy, x, mean, rstd, sums, dots, slope, *shape, splits, split_pixels, **block
-        )
-        _combine_backward_kernel[(plan.columns,)](
-            sums, dots, mean_g, mean_dot, plan.pixels, plan.channels, splits,
-            BLOCK_S=plan.block_p, BLOCK_C=plan.block_c,
+        _backward_kernel[(plan.columns * blocks,)](
+            dy, *plan.rows(x), *plan.optional_rows(minus),
+            *dense(mean, rstd, gamma, beta, mean_g, mean_dot), dx, slope, plan.height, plan.width,
+            plan.channels, plan.groups, pad, blocks, ACT=act, PADDING=padding,
+            BLOCK_P=plan.block_p, BLOCK_C=plan.block_c,
         )  # fmt: skip
-        blocks = plan.blocks(plan.pixels)
-        _apply_backward_kernel[(plan.columns * blocks,)](
-            dy, x, mean, rstd, mean_g, mean_dot, dx, slope, *shape, blocks, **block
-        )
     return dx
 
 
-def variants() -> Iterator[Variant]:
-    for x, act, padding, pad in layers():
-        n, c, h, w = x.shape
-        dy = x.new_empty(n, c, h + 2 * pad, w + 2 * pad)
-        mean = x.new_empty(n, c, dtype=torch.float32)
-        yield from launches(backward, dy, x, mean, mean, act, 0.2, padding, pad)
+def _fold_into(plan: Plan, dx: Tensor, dy: Tensor, padding: str, pad: int, add: bool) -> None:
+    dy = dy.contiguous(memory_format=plan.layout)
+    plan.rows(dy)
+    rows = plan.rows(dx)
+    blocks = plan.blocks(plan.pixels)
+    with torch.cuda.device_of(dy):
+        _fold_kernel[(plan.columns * blocks,)](
+            dy, *rows, plan.height, plan.width, plan.channels, pad, blocks, ADD=add,
+            PADDING=padding, BLOCK_P=plan.block_p, BLOCK_C=plan.block_c,
+        )  # fmt: skip
+    if rows.tensor is not dx:
+        dx.copy_(rows.tensor)
+
+
+def fold(dy: Tensor, padding: str, pad: int) -> Tensor:
+    plan = Plan(dy, dy.shape[2] - 2 * pad, dy.shape[3] - 2 * pad)
+    dx = plan.new(dy)
+    if dx.numel() > 0:
+        _fold_into(plan, dx, dy, padding, pad, add=False)
+    return dx
+
+
+def fold_add(dx: Tensor, dy: Tensor, border: int, padding: str, pad: int) -> None:
+    into = inner(dx, border)
+    if into.numel() > 0:
+        _fold_into(Plan(dx, *into.shape[2:]), into, dy, padding, pad, add=True)

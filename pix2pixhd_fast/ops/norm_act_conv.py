@@ -110,7 +110,7 @@ def padded_input(x: Tensor, norm: Norm, act: str, slope: float, padding: str, pa
     """What the convolution reads, channels_last. Not differentiable; x itself where it is that."""
     x = x.contiguous(memory_format=torch.channels_last)
     padding, pad = _written(padding, pad)
-    if norm.kind == act == padding == "none":
+    if norm.does_nothing and act == padding == "none":
         return x
     return kernel("norm_act_pad_apply", x, *norm.tensors, None, act, slope, padding, pad)
 

@@ -8,7 +8,12 @@ from torch import Tensor
 from pix2pixhd_fast._library import define, kernel
 from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.ops.channel_statistics import channel_statistics
-from pix2pixhd_fast.ops.norm_act_pad_kernels import ACT_PAD, PROLOGUE, inner
+from pix2pixhd_fast.ops.norm_act_pad_kernels import (
+    ACT_PAD,
+    PROLOGUE,
+    inner,
+    no_second_derivative,
+)
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
 PADDINGS = ("none", "reflect", "replicate", "zero")
@@ -35,6 +40,10 @@ class Norm(NamedTuple):
     def tensors(self) -> tuple[Tensor | None, ...]:
         """mean, rstd, gamma, beta: the order in which the ops take them."""
         return self[1:]
+
+    @property
+    def does_nothing(self) -> bool:
+        return self.kind == "none" and self.gamma is None and self.beta is None
 
 
 def norm_act_pad(
@@ -63,9 +72,10 @@ def norm_act_pad(
     channels_last or the default memory format, and copy it first where it is neither.
 
     Returns y [N, C, H + 2 pad, W + 2 pad], dtype of x; mean and rstd [N, C], float32 (float64 for
-    float64), contiguous, without gradient. y is contiguous in the channels_last format where x is
-    and is not in the default format as well; it has the default format in all other cases. The
-    gradient with respect to x has, by the same rule, the format of x.
+    float64), contiguous, without gradient. y is contiguous: in the channels_last format where
+    the channels of x lie next to each other in memory, as in an inner view of a channels_last
+    tensor, unless x is contiguous in the default format as well or has but one channel; in the
+    default format in all other cases. The same rule gives the format of the gradient.
 
     The gradient is recomputed from x, mean and rstd, which are all that is saved. Results do not
     depend on the number of threads and repeat exactly. There is no second derivative. Autocast
@@ -156,7 +166,7 @@ def normalise_backward(
     xhat is x - minus where minus is given, then of a norm without gamma and beta.
     """
     kind, mean, rstd, gamma, beta = norm
-    if kind == act == "none":
+    if norm.does_nothing and act == "none":
         return Gradients(unpad(dy, padding, pad), None, None)
     mean_g = mean_dot = dgamma = dbeta = None
     if kind in ("instance", "batch") or gamma is not None or beta is not None:
@@ -170,22 +180,8 @@ def normalise_backward(
         mean_g, mean_dot = (m.mean(0, keepdim=True).expand_as(m) for m in (mean_g, mean_dot))
     elif kind != "instance":
         mean_g = mean_dot = None
-    dx = kernel(
-        "norm_act_pad_backward",
-        dy,
-        x,
-        minus,
-        mean,
-        rstd,
-        gamma,
-        beta,
-        mean_g,
-        mean_dot,
-        act,
-        slope,
-        padding,
-        pad,
-    )
+    tensors = (dy, x, minus, mean, rstd, gamma, beta, mean_g, mean_dot)
+    dx = kernel("norm_act_pad_backward", *tensors, act, slope, padding, pad)
     return Gradients(dx, dgamma, dbeta)
 
 
@@ -209,14 +205,30 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, dy):
     rest = (ctx.act, ctx.slope, ctx.padding, ctx.pad)
     if ctx.by_difference:
-        y, residual, rstd = ctx.saved_tensors
-        norm = Norm(ctx.kind, None, rstd)
-        found = normalise_backward(dy, inner(y, ctx.pad), residual, norm, *rest)
+        y, minus, rstd = ctx.saved_tensors
+        x, tensors = inner(y, ctx.pad), (None, rstd, None, None)
     else:
         x, *tensors = ctx.saved_tensors
-        found = normalise_backward(dy, x, None, Norm(ctx.kind, *tensors), *rest)
-    dresidual = unpad(dy, ctx.padding, ctx.pad) if ctx.needs_input_grad[5] else None
-    return found.dx, None, None, found.dgamma, found.dbeta, dresidual, *(None,) * 5
+        minus = None
+    dx, dgamma, dbeta = dy, None, None
+    # Nothing at all to be done is none of the op's business: its results must be new tensors.
+    if not Norm(ctx.kind, *tensors).does_nothing or ctx.act != "none" or ctx.pad > 0:
+        dx, dgamma, dbeta = torch.ops.pix2pixhd_fast.normalise_backward(
+            dy, x, minus, *tensors, ctx.kind, *rest
+        )
+    needs = ctx.needs_input_grad
+    dresidual = unpad(dy, ctx.padding, ctx.pad) if needs[5] else None
+    found = (dx, None, None, dgamma, dbeta, dresidual)
+    found = tuple(t if needed else None for t, needed in zip(found, needs, strict=False))
+    return *found, *(None,) * 5
+
+
+def _backward_kernel(
+    dy, x, minus, mean, rstd, gamma, beta, norm, act, slope, padding, pad
+) -> tuple[Tensor, ...]:
+    norm = Norm(norm, mean, rstd, gamma, beta)
+    found = normalise_backward(dy, x, minus, norm, act, slope, padding, pad)
+    return tuple(dy.new_empty(0) if t is None else t for t in found)
 
 
 define(
@@ -226,4 +238,13 @@ define(
 )
 torch.library.register_autograd(
     "pix2pixhd_fast::norm_act_pad", _backward, setup_context=_setup_context
+)
+define(
+    "normalise_backward",
+    f"(Tensor dy, Tensor x, Tensor? minus, {PROLOGUE}, str norm, {ACT_PAD})"
+    " -> (Tensor dx, Tensor dgamma, Tensor dbeta)",
+    _backward_kernel,
+)
+torch.library.register_autograd(
+    "pix2pixhd_fast::normalise_backward", no_second_derivative("norm_act_pad")
 )

@@ -11,10 +11,19 @@ from pix2pixhd_fast.ops.channel_statistics import wide
 MODES = {"reflect": "reflect", "replicate": "replicate", "zero": "constant"}
 
 
+def layout_of(x: Tensor) -> torch.memory_format:
+    """The format of results: channels_last where the channels of x lie next to each other.
+
+    That is so in an inner view of a channels_last tensor as well. Not where x is contiguous, as
+    [N, C, 1, 1] can be, nor where it has but one channel.
+    """
+    last = not x.is_contiguous() and x.shape[1] > 1 and x.stride(1) == 1
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def _laid_out_like(x: Tensor, values: Tensor) -> Tensor:
-    """`values` in the dtype of x and the memory format that the contract gives."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    layout = torch.channels_last if last else torch.contiguous_format
+    """`values` in the dtype of x, dense in the format that `layout_of` gives."""
+    layout = layout_of(x)
     # Not .contiguous(): that keeps odd strides of sides of one.
     return torch.empty(values.shape, dtype=x.dtype, device=x.device, memory_format=layout).copy_(
         values
@@ -34,8 +43,8 @@ def _normalised(x: Tensor, minus: Tensor | None, mean: Tensor | None, rstd: Tens
 
 
 def _affine(xhat: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    xhat = xhat if gamma is None else xhat * _per_channel(wide(gamma))
-    return xhat if beta is None else xhat + _per_channel(wide(beta))
+    xhat = xhat if gamma is None else xhat * _per_channel(gamma.to(xhat.dtype))
+    return xhat if beta is None else xhat + _per_channel(beta.to(xhat.dtype))
 
 
 def norm_act_pad_apply_ref(
@@ -127,7 +136,7 @@ def norm_act_pad_backward_ref(
     g, xhat = _gradient_before_norm(dy, x, minus, mean, rstd, gamma, beta, act, slope, padding, pad)
     if mean_g is not None:
         g = g - _per_channel(mean_g) - xhat * _per_channel(mean_dot)
-    g = g if gamma is None else g * _per_channel(wide(gamma))
+    g = g if gamma is None else g * _per_channel(gamma.to(g.dtype))
     return _laid_out_like(x, g if rstd is None else g * _per_channel(rstd))
 
 

@@ -46,20 +46,31 @@ def residual_block(
     of the second one follows from the result. Under autocast as in `norm_act_conv`. There is no
     second derivative. Raises `InputError` for arguments that do not fit.
     """
-    x = inner(h.padded, h.border)
-    check_picture(x)
-    check_act_pad(x, act, padding, 1)
-    if padding == "zero" and (h.border or border):
-        raise InputError(f"border must be 0 where padding is zero, got {h.border} and {border}")
+    _check(h, act, padding, border)
     padded, *weights = autocast_weight(h.padded, *weights)
     for weight in weights:
-        check_channels(x, weight, padded.dtype, transposed=False)
-        if weight.shape != (x.shape[1], x.shape[1], 3, 3):
+        check_channels(padded, weight, padded.dtype, transposed=False)
+        if weight.shape != (padded.shape[1], padded.shape[1], 3, 3):
             raise InputError(f"weights must be [C, C, 3, 3], got {list(weight.shape)}")
     out, *_ = torch.ops.pix2pixhd_fast.residual_block(
         padded, *weights, *biases, act, slope, padding, h.border, border, *eps
     )
     return Bordered(out, border)
+
+
+def _check(h: Bordered, act: str, padding: str, border: int) -> None:
+    """Raise `InputError` for a picture, an activation or borders that do not fit."""
+    check_picture(h.padded)
+    if padding not in ("reflect", "replicate", "zero"):
+        raise InputError(f"padding must be reflect, replicate or zero, got {padding!r}")
+    for size in (h.border, border):
+        if size not in (0, 1):
+            raise InputError(f"border must be 0 or 1, got {size}")
+        if size and padding == "zero":
+            raise InputError(f"border must be 0 where padding is zero, got {size}")
+    x = inner(h.padded, h.border)
+    check_picture(x)
+    check_act_pad(x, act, padding, 1)
 
 
 def _first_padding(padding: str, border: int) -> tuple[str, int]:
