@@ -99,6 +99,8 @@ def add(p: Pending, other: Pending, border: str = "none") -> Pending:
 
 def fits_ops(x: Tensor) -> bool:
     """Whether the ops know such a tensor: [N, C, H, W] floats, none of the sides 0."""
+    if not isinstance(x, Tensor):  # a sequence may pass anything on
+        return False
     return x.dim() == 4 and x.dtype in DTYPES and 0 not in x.shape and x.layout == torch.strided
 
 

@@ -21,16 +21,13 @@ class Plan(NamedTuple):
 
     def run(self, p: Pending, border: str = "none") -> Pending:
         """All steps in order; `border` as in `Chained.run`."""
-        for step, wish in zip(self.steps, (*self._wishes()[1:], border), strict=True):
-            p = step.run(p, wish)
+        for step, reader in zip(self.steps, (*self.steps[1:], None), strict=False):
+            p = step.run(p, border if reader is None else reader.border())
         return p
 
     def border(self) -> str:
         """The padding that the first step would like to find written."""
         return self.steps[0].border() if self.steps else "none"
-
-    def _wishes(self) -> list[str]:
-        return [step.border() for step in self.steps]
 
 
 def compile_plan(children: Iterable[nn.Module]) -> Plan:

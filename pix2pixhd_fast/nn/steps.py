@@ -48,6 +48,11 @@ class ConvStep(NamedTuple):
     def border(self) -> str:
         return "none"
 
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether a norm follows that normalises by what the convolution writes now."""
+        return statistics_eps(self.norm) is not None
+
     def _conv(self) -> Conv:
         return Conv(
             self.conv.weight,
