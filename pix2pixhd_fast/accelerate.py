@@ -181,7 +181,7 @@ def _randomise(trial: nn.Module) -> None:
 
 @cache
 def _fused(kind: type[nn.Module]) -> type[nn.Module]:
-    """`kind` with the forward of `ResidualBlock`; pickled by `kind`, from which it is made again."""
+    """`kind` with the forward of `ResidualBlock`; pickled by `kind` alone."""
 
     def reduce(block: nn.Module, protocol: int) -> tuple:
         return _restored, (kind,), block.__dict__.copy()

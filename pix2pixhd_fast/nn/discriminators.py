@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd_fast.nn.generators import NormLayer
-from pix2pixhd_fast.nn.pending import Pending
+from pix2pixhd_fast.nn.pending import Pending, materialise
 from pix2pixhd_fast.nn.sequence import Sequence
 
 MAX_CHANNELS = 512
@@ -55,7 +55,7 @@ class NLayerDiscriminator(nn.Module):
             return self.model(input)
         features = [input]
         for sequence in self._sequences():
-            features.append(sequence(features[-1]))
+            features.append(materialise(sequence.run(features[-1])))
         return features[1:]
 
     def features_raw(self, input: Tensor) -> list[Pending]:
@@ -120,7 +120,7 @@ class MultiscaleDiscriminator(nn.Module):
         for k in reversed(range(self.num_D)):
             features = [input]
             for sequence in self.scale(k):
-                features.append(sequence(features[-1]))
+                features.append(materialise(sequence.run(features[-1])))
             results.append(features[1:])
             if k:
                 input = self.downsample(input)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd_fast.errors import InputError
-from pix2pixhd_fast.nn.pending import add, materialise
+from pix2pixhd_fast.nn.pending import add, in_format_of, materialise
 from pix2pixhd_fast.nn.residual import ResidualBlock
 from pix2pixhd_fast.nn.sequence import Sequence
 
@@ -144,9 +144,9 @@ class LocalEnhancer(nn.Module):
         out = self.model.run(pyramid.pop())
         for n in range(1, self.n_local_enhancers + 1):
             first, second = getattr(self, f"model{n}_1"), getattr(self, f"model{n}_2")
-            own = first.run(pyramid.pop())
-            out = second.run(add(own, out, second.border()))
-        return materialise(out)
+            out = [add(first.run(pyramid.pop()), out, second.border())]
+            out = second.run(out.pop())  # none of the summands is held while it runs
+        return in_format_of(input, materialise(out))
 
 
 def stem(input_nc: int, dim: int, norm_layer: NormLayer, act: nn.Module) -> list[nn.Module]:

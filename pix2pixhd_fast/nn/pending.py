@@ -91,13 +91,44 @@ def add(p: Pending, other: Pending, border: str = "none") -> Pending:
     same = all(getattr(p.x, name) == getattr(residual, name) for name in ("shape", "dtype"))
     if p.border or not same or p.x.device != residual.device or (p.done and not pad):
         return Pending(materialise(p) + residual)
-    if p.x.is_contiguous(memory_format=torch.channels_last) and residual.stride(1) != 1:
-        residual = residual.contiguous(memory_format=torch.channels_last)
-    x = normalise(p.x, p.norm, residual, p.act, p.slope, border if pad else "none", pad)
+    if residual.stride(1) != 1:
+        residual = channels_last(residual)
+    raw = channels_last(p.x) if p.done else p.x
+    x = normalise(raw, p.norm, residual, p.act, p.slope, border if pad else "none", pad)
     return Pending(x, border=pad, padding=border if pad else "none", kept=True)
 
 
-def fits_ops(x: Tensor) -> bool:
+class _ToChannelsLast(torch.autograd.Function):
+    """The tensor in the channels_last format, its gradient in the default one."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> Tensor:
+        return dy.contiguous()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x in the channels_last format; its gradient has the format that x has.
+
+    That matters: on the CPU the gradient of PyTorch's instance norm of a single image is wrong
+    where it is handed a gradient in the channels_last format (PyTorch 2.14.1). What lies outside
+    of the fused steps must not meet one unless it asked for that format itself.
+    """
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return _ToChannelsLast.apply(x)
+
+
+def in_format_of(like: object, x: Tensor) -> Tensor:
+    """x in the default memory format where `like` is a picture in that format, else as it is."""
+    plain = fits_ops(like) and fits_ops(x) and like.is_contiguous()
+    return x.contiguous() if plain else x
+
+
+def fits_ops(x: object) -> bool:
     """Whether the ops know such a tensor: [N, C, H, W] floats, none of the sides 0."""
     if not isinstance(x, Tensor):  # a sequence may pass anything on
         return False

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from torch import nn
 
 from pix2pixhd_fast.nn.layers import Layer, read_layer
-from pix2pixhd_fast.nn.pending import Pending
 from pix2pixhd_fast.nn.steps import ChainedStep, ConvStep, OrdinaryStep, SkipStep, Step
 
 
@@ -18,16 +17,6 @@ class Plan(NamedTuple):
 
     layers: tuple[Layer, ...]
     steps: tuple[Step, ...]
-
-    def run(self, p: Pending, border: str = "none") -> Pending:
-        """All steps in order; `border` as in `Chained.run`."""
-        for step, reader in zip(self.steps, (*self.steps[1:], None), strict=False):
-            p = step.run(p, border if reader is None else reader.border())
-        return p
-
-    def border(self) -> str:
-        """The padding that the first step would like to find written."""
-        return self.steps[0].border() if self.steps else "none"
 
 
 def compile_plan(children: Iterable[nn.Module]) -> Plan:

@@ -12,7 +12,9 @@ from pix2pixhd_fast.nn.pending import (
     Pending,
     add,
     as_pending,
+    channels_last,
     fits_ops,
+    in_format_of,
     materialise,
     with_border,
 )
@@ -37,7 +39,7 @@ class ResidualBlock(Chained):
     def forward(self, x: Tensor) -> Tensor:
         if current_backend() == "eager":
             return x + self.conv_block(x)
-        return materialise(self._run(as_pending(x), "none"))
+        return in_format_of(x, materialise(self._run(as_pending(x), "none")))
 
     def run(self, input: Tensor | Pending, border: str = "none") -> Pending:
         """As in `Chained`; under "eager", or where it has hooks, an ordinary call."""
@@ -61,6 +63,8 @@ class ResidualBlock(Chained):
 
     def _run(self, p: Pending, border: str) -> Pending:
         pair = self.pair()
+        if p.done and not p.border and fits_ops(p.x):
+            p = p._replace(x=channels_last(p.x))
         if pair is None or not _suits(p.x):
             h = materialise(p)
             kept = Pending(h, kept=p.kept)
@@ -68,7 +72,7 @@ class ResidualBlock(Chained):
         first, second = pair
         h = with_border(p, _edge(pair))
         out = residual_block(
-            Bordered(h.x.contiguous(memory_format=torch.channels_last), h.border),
+            Bordered(h.x, h.border),
             (first.conv.weight, second.conv.weight),
             (first.conv.bias, second.conv.bias),
             *activation(first.act),

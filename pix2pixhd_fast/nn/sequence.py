@@ -5,7 +5,13 @@ from torch import Tensor, nn
 
 from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.nn.layers import hooked, read_layer
-from pix2pixhd_fast.nn.pending import Chained, Pending, as_pending, materialise
+from pix2pixhd_fast.nn.pending import (
+    Chained,
+    Pending,
+    as_pending,
+    in_format_of,
+    materialise,
+)
 from pix2pixhd_fast.nn.plan import Plan, plan_of
 
 
@@ -15,8 +21,9 @@ class Sequence(nn.Sequential, Chained):
     Children, state_dict keys, indexing and printing are those of `nn.Sequential`. Under
     `backend("eager")` the children run one by one: pad, convolution, norm and activation are the
     ordinary PyTorch modules that published checkpoints expect. Under `backend("fused")` its plan
-    runs. Networks call a `Sequence` as a whole, or chain several by `run`, and never call its
-    children one by one.
+    runs: a call returns a tensor in the memory format of its input, `run` one in channels_last.
+    Networks call a `Sequence` as a whole, or chain several by `run`, and never call its children
+    one by one.
     """
 
     _plan: Plan | None = None
@@ -24,16 +31,19 @@ class Sequence(nn.Sequential, Chained):
     def forward(self, input: Tensor) -> Tensor:
         if current_backend() == "eager":
             return super().forward(input)
-        return materialise(self.plan().run(as_pending(input)))
+        return in_format_of(input, materialise(self._steps([as_pending(input)], "none")))
 
     def run(self, input: Tensor | Pending, border: str = "none") -> Pending:
         """As in `Chained`; under "eager", or where it has hooks, an ordinary call."""
         if not self._runs_plan():
             return Pending(self(materialise(input)))
-        return self.plan().run(as_pending(input), border)
+        held = [as_pending(input)]
+        del input  # nobody else may hold it: it goes when the first step is done
+        return self._steps(held, border)
 
     def border(self) -> str:
-        return self.plan().border() if self._runs_plan() else "none"
+        steps = self.plan().steps if self._runs_plan() else ()
+        return steps[0].border() if steps else "none"
 
     def replaced(self) -> bool:
         return type(self).forward is not Sequence.forward
@@ -46,6 +56,14 @@ class Sequence(nn.Sequential, Chained):
         if self._plan is None or self._plan.layers != layers:
             self._plan = plan_of(layers)
         return self._plan
+
+    def _steps(self, held: list[Pending], border: str) -> Pending:
+        """All steps in order on what `held` gives up."""
+        steps = self.plan().steps
+        p = held.pop()
+        for n, step in enumerate(steps, start=1):
+            p = step.run(p, steps[n].border() if n < len(steps) else border)
+        return p
 
     def _runs_plan(self) -> bool:
         return current_backend() != "eager" and not (hooked(self) or self.replaced())

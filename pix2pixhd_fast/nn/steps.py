@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pix2pixhd_fast.nn.layers import Convolution
 from pix2pixhd_fast.nn.norms import norm_of, statistics_eps
-from pix2pixhd_fast.nn.pending import Chained, Pending, fits_ops, materialise
+from pix2pixhd_fast.nn.pending import Chained, Pending, channels_last, fits_ops, materialise
 from pix2pixhd_fast.ops.norm_act_conv import Conv, norm_act_conv
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
 
@@ -33,8 +33,11 @@ class ConvStep(NamedTuple):
     def run(self, p: Pending, border: str) -> Pending:
         if not fits_ops(p.x):
             return run_ordinary(self.layers, p)
+        x = inner(p.x, p.border)
+        if x.requires_grad and p.done and not p.border:
+            x = channels_last(x)
         y, mean, rstd = norm_act_conv(
-            inner(p.x, p.border),
+            x,
             p.norm,
             self._conv(),
             p.act,
@@ -127,7 +130,14 @@ def run_ordinary(layers: tuple[nn.Module, ...], p: Pending) -> Pending:
         x = x.clone()
     for layer in layers:
         x = layer(x)
+        if _misled(layer) and isinstance(x, Tensor) and x.requires_grad:
+            x.register_hook(Tensor.contiguous)
     return Pending(x)
+
+
+def _misled(layer: nn.Module) -> bool:
+    """Whether it must not be handed a gradient in the channels_last format: `channels_last`."""
+    return any(isinstance(m, nn.modules.instancenorm._InstanceNorm) for m in layer.modules())
 
 
 def _may_write(layer: nn.Module) -> bool:
