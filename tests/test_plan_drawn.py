@@ -169,7 +169,7 @@ def test_drawn_in_float64(drawn):
 
 
 @pytest.mark.parametrize(("dtype", "tol"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-@settings(max_examples=150, phases=AS_DRAWN)
+@settings(max_examples=70, phases=AS_DRAWN)
 @given(drawn=sequences())
 def test_drawn(dtype, tol, drawn):
     """Within the tolerance, or within what rounding does to PyTorch's own layers.
