@@ -43,6 +43,11 @@ def kernel(name: str, *arguments):
     return getattr(torch.ops.pix2pixhd_fast, name)(*arguments)
 
 
+def reference(name: str) -> Callable:
+    """The reference of the op `name`, which looks inside an op that is composed of others."""
+    return _references[name]
+
+
 def register_triton(name: str, launcher: str) -> None:
     """Run the op `name` on the GPU by `launcher` ("module:function"), imported at its first call.
 

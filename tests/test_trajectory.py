@@ -1,10 +1,12 @@
-"""Four training steps against those of the original, recorded."""
+"""Four training steps against those of the original, recorded, and against float64."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 import pix2pixhd_fast.networks as networks
-from pix2pixhd_fast import Options, Pix2PixHD
+from pix2pixhd_fast import Options, Pix2PixHD, backend
 from pix2pixhd_fast.nn.encoder import instance_mean
 from tests.helpers import assert_close_l2, cancelled_bias
 
@@ -46,13 +48,17 @@ def recorded(golden):
     return golden("training_trajectory")
 
 
-@pytest.fixture
-def model():
+def start_model():
     model = Pix2PixHD(Options(**OPTIONS), device="cpu")
     start = start_of_the_recording()
     for letter, net in model.networks().items():
         net.load_state_dict(start[letter].state_dict())
     return model
+
+
+@pytest.fixture
+def model():
+    return start_model()
 
 
 def test_start_is_the_recorded_one(model, recorded):
@@ -62,6 +68,43 @@ def test_start_is_the_recorded_one(model, recorded):
         assert torch.equal(weight[:, absent], recorded[f"{letter}/param/{key}"][:, absent])
 
 
+def movements(model):
+    """How far each network has moved, by letter; without what moves by rounding noise alone."""
+    start = start_of_the_recording()
+    return {
+        letter: torch.cat(
+            [
+                (value.detach() - start[letter].get_parameter(key)).flatten()
+                for key, value in net.named_parameters()
+                if not cancelled_bias(net, key)
+            ]
+        )
+        for letter, net in model.networks().items()
+    }
+
+
+def train_in_float64(model, batch):
+    """Four steps of PyTorch's layers."""
+    encode = model.double().encode_inputs
+
+    def wide(given):
+        inputs = encode(given)
+        return replace(inputs, scene=inputs.scene.double(), image=inputs.image.double())
+
+    model.encode_inputs = wide
+    with backend("eager"):
+        for _ in range(4):
+            model.training_step(batch)
+
+
+# At the second step one unit in front of a ReLU of G, at -1.9e-6 in float64, is at +2.3e-5 in the
+# recording and in float32 layer by layer, which agree to the bit: G's gradient is 1 % different
+# from there on. Float64, weights perturbed by 1e-7 and the fused steps are all on the other side:
+# the recording is 1.3e-2 (picture), 6.2e-2 (G), 6.7e-2 (E) from float64 at the end. The fused steps
+# are held to float64 (measured: 6e-6 and 1e-4), and to the recording as far as it is right.
+RECORDED = {"eager": 1e-2, "fused": 0.1}
+
+
 def test_four_steps(model, recorded, backend_name):
     batch = {key: recorded[key] for key in ("label", "inst", "image")}
     assert_close_l2(model.synthesize(**batch), recorded["fake0"], 1e-4, "first picture")
@@ -69,16 +112,29 @@ def test_four_steps(model, recorded, backend_name):
         losses = model.training_step(batch)
         for name, value in zip(RECORDED_LOSSES, expected, strict=True):
             assert losses[name].item() == pytest.approx(value.item(), rel=1e-3), f"{name} {step}"
-    assert_close_l2(model.last_fake, recorded["fake_last"], 1e-2, "last picture")
+    tol = RECORDED[backend_name]
+    assert_close_l2(model.last_fake, recorded["fake_last"], tol, "last picture")
     start = start_of_the_recording()
-    for letter, net in model.networks().items():
-        before = dict(start[letter].named_parameters())
-        moved, expected = [], []
-        for key, value in net.named_parameters():
-            if not cancelled_bias(net, key):  # others move by rounding noise
-                moved.append((value - before[key]).flatten())
-                expected.append((recorded[f"{letter}/param/{key}"] - before[key]).flatten())
-        assert_close_l2(torch.cat(moved), torch.cat(expected), 1e-2, f"movement of {letter}")
+    for letter, moved in movements(model).items():
+        net = start[letter]
+        expected = [
+            (recorded[f"{letter}/param/{key}"] - value).flatten()
+            for key, value in net.named_parameters()
+            if not cancelled_bias(net, key)
+        ]
+        assert_close_l2(moved, torch.cat(expected), tol, f"movement of {letter}")
+
+
+def test_four_fused_steps_are_those_in_float64(recorded):
+    batch = {key: recorded[key] for key in ("label", "inst", "image")}
+    fused, exact = start_model(), start_model()
+    train_in_float64(exact, batch)
+    for _ in range(4):
+        fused.training_step(batch)
+    assert_close_l2(fused.last_fake, exact.last_fake, 1e-4, "last picture")
+    expected = movements(exact)
+    for letter, moved in movements(fused).items():
+        assert_close_l2(moved, expected[letter], 1e-3, f"movement of {letter}")
 
 
 @pytest.mark.parametrize("size", [(3, 5), (300, 400)])

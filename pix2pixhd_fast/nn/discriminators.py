@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd_fast.nn.generators import NormLayer
+from pix2pixhd_fast.nn.pending import Pending, materialise
 from pix2pixhd_fast.nn.sequence import Sequence
 
 MAX_CHANNELS = 512
@@ -53,9 +54,23 @@ class NLayerDiscriminator(nn.Module):
         if not self.getIntermFeat:
             return self.model(input)
         features = [input]
-        while hasattr(self, f"model{len(features) - 1}"):
-            features.append(getattr(self, f"model{len(features) - 1}")(features[-1]))
+        for sequence in self._sequences():
+            features.append(materialise(sequence.run(features[-1])))
         return features[1:]
+
+    def features_raw(self, input: Tensor) -> list[Pending]:
+        """The outputs of all sequences, their last norm and activation pending.
+
+        With `getIntermFeat` one for each layer, else the prediction alone.
+        """
+        return chain(self._sequences(), input)
+
+    def _sequences(self) -> list[Sequence]:
+        if not self.getIntermFeat:
+            return [self.model]
+        count = self.n_layers + 2
+        names = [f"model{n}" for n in range(count + 1)]
+        return [getattr(self, name) for name in names if hasattr(self, name)]
 
 
 class MultiscaleDiscriminator(nn.Module):
@@ -105,11 +120,31 @@ class MultiscaleDiscriminator(nn.Module):
         for k in reversed(range(self.num_D)):
             features = [input]
             for sequence in self.scale(k):
-                features.append(sequence(features[-1]))
+                features.append(materialise(sequence.run(features[-1])))
             results.append(features[1:])
             if k:
                 input = self.downsample(input)
         return results
+
+    def features_raw(self, input: Tensor) -> list[list[Pending]]:
+        """`forward` with the last norm and activation of every result pending: nothing is written.
+
+        A reader computes them as it reads (`nn.pending.materialise`: all at once).
+        """
+        results = []
+        for k in reversed(range(self.num_D)):
+            results.append(chain(self.scale(k), input))
+            if k:
+                input = self.downsample(input)
+        return results
+
+
+def chain(sequences: list[Sequence], input: Tensor) -> list[Pending]:
+    """The pending results of sequences that each run on that of the one before."""
+    results: list[Pending] = []
+    for sequence in sequences:
+        results.append(sequence.run(results[-1] if results else input))
+    return results
 
 
 def patch_layers(

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd_fast.errors import InputError
+from pix2pixhd_fast.nn.pending import add, in_format_of, materialise
+from pix2pixhd_fast.nn.residual import ResidualBlock
 from pix2pixhd_fast.nn.sequence import Sequence
 
 NormLayer = Callable[[int], nn.Module]
@@ -14,7 +16,7 @@ HEAD_LAYERS = 3
 _PADDING = {"reflect": nn.ReflectionPad2d, "replicate": nn.ReplicationPad2d}
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(ResidualBlock):
     """x + norm(conv(pad(drop(act(norm(conv(pad(x)))))))), both convolutions 3x3, channels kept.
 
     `padding_type` is "reflect", "replicate" or "zero"; raises `InputError` for another.
@@ -52,9 +54,6 @@ class ResnetBlock(nn.Module):
 
         dropout = [nn.Dropout(0.5)] if use_dropout else []
         return Sequence(*conv(), activation, *dropout, *conv())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv_block(x)
 
 
 class GlobalGenerator(nn.Module):
@@ -142,11 +141,12 @@ class LocalEnhancer(nn.Module):
         pyramid = [input]
         for _ in range(self.n_local_enhancers):
             pyramid.append(self.downsample(pyramid[-1]))
-        out = self.model(pyramid.pop())
+        out = self.model.run(pyramid.pop())
         for n in range(1, self.n_local_enhancers + 1):
-            own = getattr(self, f"model{n}_1")(pyramid.pop())
-            out = getattr(self, f"model{n}_2")(own + out)
-        return out
+            first, second = getattr(self, f"model{n}_1"), getattr(self, f"model{n}_2")
+            out = [add(first.run(pyramid.pop()), out, second.border())]
+            out = second.run(out.pop())  # none of the summands is held while it runs
+        return in_format_of(input, materialise(out))
 
 
 def stem(input_nc: int, dim: int, norm_layer: NormLayer, act: nn.Module) -> list[nn.Module]:

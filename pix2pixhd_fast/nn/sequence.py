@@ -1,14 +1,72 @@
 """The sequence class every network is built of."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from pix2pixhd_fast._backend import current_backend
+from pix2pixhd_fast.nn.layers import hooked, read_layer
+from pix2pixhd_fast.nn.pending import (
+    Chained,
+    Pending,
+    as_pending,
+    in_format_of,
+    materialise,
+)
+from pix2pixhd_fast.nn.plan import Plan, plan_of
 
 
-class Sequence(nn.Sequential):
+class Sequence(nn.Sequential, Chained):
     """An `nn.Sequential` that a backend may run as a whole.
 
     Children, state_dict keys, indexing and printing are those of `nn.Sequential`. Under
     `backend("eager")` the children run one by one: pad, convolution, norm and activation are the
-    ordinary PyTorch modules that published checkpoints expect. There are no fused steps yet, so
-    `backend("fused")` runs the children as well. Networks call a `Sequence` as a whole and never
-    its children one by one, so that fused steps need no change in them.
+    ordinary PyTorch modules that published checkpoints expect. Under `backend("fused")` its plan
+    runs: a call returns a tensor in the memory format of its input, `run` one in channels_last.
+    Networks call a `Sequence` as a whole, or chain several by `run`, and never call its children
+    one by one.
     """
+
+    _plan: Plan | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if current_backend() == "eager":
+            return super().forward(input)
+        return in_format_of(input, materialise(self._steps([as_pending(input)], "none")))
+
+    def run(self, input: Tensor | Pending, border: str = "none") -> Pending:
+        """As in `Chained`; under "eager", or where it has hooks, an ordinary call."""
+        if not self._runs_plan():
+            return Pending(self(materialise(input)))
+        held = [as_pending(input)]
+        del input  # nobody else may hold it: it goes when the first step is done
+        return self._steps(held, border)
+
+    def border(self) -> str:
+        steps = self.plan().steps if self._runs_plan() else ()
+        return steps[0].border() if steps else "none"
+
+    def replaced(self) -> bool:
+        return type(self).forward is not Sequence.forward
+
+    def plan(self) -> Plan:
+        """The plan of the children as they are now: kept until they change."""
+        layers = tuple(read_layer(child) for child in self)
+        if torch.compiler.is_compiling():
+            return plan_of(layers)
+        if self._plan is None or self._plan.layers != layers:
+            self._plan = plan_of(layers)
+        return self._plan
+
+    def _steps(self, held: list[Pending], border: str) -> Pending:
+        """All steps in order on what `held` gives up."""
+        steps = self.plan().steps
+        p = held.pop()
+        for n, step in enumerate(steps, start=1):
+            p = step.run(p, steps[n].border() if n < len(steps) else border)
+        return p
+
+    def _runs_plan(self) -> bool:
+        return current_backend() != "eager" and not (hooked(self) or self.replaced())
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_plan"}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd_fast.errors import InputError
+from pix2pixhd_fast.nn.pending import materialise
 from pix2pixhd_fast.nn.sequence import Sequence
 
 # torchvision's `features` up to relu5_1 (index 29); a feature is taken behind each of SLICE_ENDS
@@ -46,7 +47,7 @@ class Vgg19(nn.Module):
         self.require_weights()
         features = [X]
         for n in range(1, len(SLICE_ENDS) + 1):
-            features.append(getattr(self, f"slice{n}")(features[-1]))
+            features.append(materialise(getattr(self, f"slice{n}").run(features[-1])))
         return features[1:]
 
     def require_weights(self) -> None:

@@ -15,11 +15,29 @@ from torch.nn.modules.module import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pix2pixhd_fast._library import reference
 from pix2pixhd_fast.profile.counting import Cost, costs_of, tensors_in
 
 KINDS = ("weights", "gradients", "optimiser", "inputs", "activations", "workspace")
 # Instances that a picture is taken to have where their number decides about sizes: E alone asks.
 ASSUMED_INSTANCES = 100
+# Ops that are no kernels but compositions of kernels, which are what is recorded.
+COMPOSED = {
+    **{
+        getattr(torch.ops.pix2pixhd_fast, name).default: reference(name)
+        for name in (
+            "norm_act_pad",
+            "norm_act_conv",
+            "norm_act_conv_backward",
+            "residual_block",
+            "residual_block_backward",
+        )
+    },
+    **{
+        op: op.decompose
+        for op in (torch.ops.aten.conv2d.default, torch.ops.aten.conv_transpose2d.input)
+    },
+}
 
 
 @dataclass(slots=True)
@@ -130,6 +148,9 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if op in COMPOSED:
+            with self._looking_inside():
+                return COMPOSED[op](*args, **kwargs)
         out = _run(op, args, kwargs)
         phase, path = self._place()
         if phase == "backward" and self.recording.forward_end is None:
@@ -146,6 +167,15 @@ class Tracer(TorchDispatchMode):
                 self.recording.launches.append(launch)
             self._pass_by(launch)
         return out
+
+    @contextmanager
+    def _looking_inside(self) -> Iterator[None]:
+        """Inside the block, what an op is composed of is recorded too."""
+        super().__enter__()
+        try:
+            yield
+        finally:
+            super().__exit__(None, None, None)
 
     def _place(self) -> tuple[str, str]:
         """Phase and module of the op that runs now."""

@@ -1,0 +1,88 @@
+"""Compiles the children of a sequence to fused steps."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import nn
+
+from pix2pixhd_fast.nn.layers import Layer, read_layer
+from pix2pixhd_fast.nn.steps import ChainedStep, ConvStep, OrdinaryStep, SkipStep, Step
+
+
+class Plan(NamedTuple):
+    """Steps, and the layers of which they were made: equal layers have equal steps.
+
+    A plan holds modules and facts about them, no tensors.
+    """
+
+    layers: tuple[Layer, ...]
+    steps: tuple[Step, ...]
+
+
+def compile_plan(children: Iterable[nn.Module]) -> Plan:
+    """The plan of the children, which run in this order: as few steps as possible.
+
+    A convolution takes the padding in front of it, the norm behind it and the activation behind
+    that into its step; what has no fused step is an `OrdinaryStep`, which says why.
+    """
+    return plan_of(tuple(read_layer(child) for child in children))
+
+
+def plan_of(layers: tuple[Layer, ...]) -> Plan:
+    """The plan of layers that are read already."""
+    steps: list[Step] = []
+    index = 0
+    while index < len(layers):
+        step = _step_at(layers, index)
+        steps.append(step)
+        index += len(step.layers)
+    return Plan(layers, tuple(steps))
+
+
+def _step_at(layers: tuple[Layer, ...], index: int) -> Step:
+    """The longest step that starts with child `index`."""
+    layer = layers[index]
+    alone = (layer.module,)
+    if layer.role == "chained":
+        return ChainedStep(index, alone)
+    if layer.role == "skip":
+        return SkipStep(index, alone)
+    if layer.role == "conv":
+        return _conv_step(layers, index, None)
+    if layer.role == "pad":
+        reason = _apart(layer, layers[index + 1 : index + 2])
+        return OrdinaryStep(index, alone, reason) if reason else _conv_step(layers, index, layer)
+    reasons = {"norm": "no convolution that fits is right in front of it"}
+    reasons["act"] = "no convolution or norm of a fused step is right in front of it"
+    return OrdinaryStep(index, alone, layer.reason or reasons[layer.role])
+
+
+def _apart(pad: Layer, behind: tuple[Layer, ...]) -> str:
+    """Why a padding is no part of the step of the convolution behind it, or ""."""
+    if not behind or behind[0].role != "conv":
+        return "no convolution is right behind it"
+    if behind[0].facts.transposed:
+        return "the convolution behind it is transposed"
+    return "the convolution behind it pads as well" if behind[0].facts.pad else ""
+
+
+def _conv_step(layers: tuple[Layer, ...], index: int, pad: Layer | None) -> ConvStep:
+    start = index + (pad is not None)
+    conv = layers[start]
+    end = start + 1
+    norm = layers[end] if end < len(layers) and layers[end].role == "norm" else None
+    if norm is not None and norm.facts[1] != conv.facts.outputs:
+        norm = None  # PyTorch complains when it runs
+    end += norm is not None
+    act = layers[end] if end < len(layers) and layers[end].role == "act" else None
+    end += act is not None
+    return ConvStep(
+        index,
+        tuple(layer.module for layer in layers[index:end]),
+        conv.module,
+        conv.facts,
+        *(pad.facts if pad is not None else (conv.facts.padding, conv.facts.pad)),
+        norm=norm.module if norm is not None else None,
+        norm_facts=norm.facts if norm is not None else (),
+        act=act.module if act is not None else None,
+    )

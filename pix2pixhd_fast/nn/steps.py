@@ -1,0 +1,148 @@
+"""The steps of a plan: each takes what is pending and leaves its own last work pending."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from pix2pixhd_fast.nn.layers import Convolution
+from pix2pixhd_fast.nn.norms import norm_of, statistics_eps
+from pix2pixhd_fast.nn.pending import Chained, Pending, channels_last, fits_ops, materialise
+from pix2pixhd_fast.ops.norm_act_conv import Conv, norm_act_conv
+from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
+
+NAMES = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.Tanh: "tanh"}
+
+
+class ConvStep(NamedTuple):
+    """Padding, convolution, norm and activation; the last two stay pending.
+
+    `padding` and `pad` are those of `ops.norm_act_conv`; `layers` are the children that it stands
+    for, in order, which run one by one where the tensor is none for the ops.
+    """
+
+    index: int
+    layers: tuple[nn.Module, ...]
+    conv: nn.Conv2d | nn.ConvTranspose2d
+    shape: Convolution
+    padding: str
+    pad: int
+    norm: nn.Module | None = None
+    norm_facts: tuple = ()
+    act: nn.Module | None = None
+
+    def run(self, p: Pending, border: str) -> Pending:
+        if not fits_ops(p.x):
+            return run_ordinary(self.layers, p)
+        x = inner(p.x, p.border)
+        if x.requires_grad and p.done and not p.border:
+            x = channels_last(x)
+        y, mean, rstd = norm_act_conv(
+            x,
+            p.norm,
+            self._conv(),
+            p.act,
+            p.slope,
+            self.padding,
+            self.pad,
+            statistics_eps(self.norm),
+        )
+        return Pending(y, norm_of(self.norm, y, mean, rstd), *activation(self.act))
+
+    def border(self) -> str:
+        return "none"
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether a norm follows that normalises by what the convolution writes now."""
+        return statistics_eps(self.norm) is not None
+
+    def _conv(self) -> Conv:
+        return Conv(
+            self.conv.weight,
+            self.conv.bias,
+            self.shape.stride,
+            self.shape.transposed,
+            self.shape.output_padding,
+            isinstance(self.norm, nn.InstanceNorm2d),
+        )
+
+
+class SkipStep(NamedTuple):
+    """Dropout that drops nothing now, or a layer that never does anything."""
+
+    index: int
+    layers: tuple[nn.Module, ...]
+
+    @property
+    def idle(self) -> bool:
+        module = self.layers[0]
+        return isinstance(module, nn.Identity) or not module.training or module.p == 0
+
+    def run(self, p: Pending, border: str) -> Pending:
+        return p if self.idle else run_ordinary(self.layers, p)
+
+    def border(self) -> str:
+        return "none"
+
+
+class ChainedStep(NamedTuple):
+    """A sequence or a residual block inside a sequence: it runs on what is pending by itself."""
+
+    index: int
+    layers: tuple[Chained, ...]
+
+    def run(self, p: Pending, border: str) -> Pending:
+        return self.layers[0].run(p, border)
+
+    def border(self) -> str:
+        return self.layers[0].border()
+
+
+class OrdinaryStep(NamedTuple):
+    """A child that runs as it is, on the materialised tensor, for a `reason`."""
+
+    index: int
+    layers: tuple[nn.Module, ...]
+    reason: str
+
+    def run(self, p: Pending, border: str) -> Pending:
+        return run_ordinary(self.layers, p)
+
+    def border(self) -> str:
+        return "none"
+
+
+Step = ConvStep | SkipStep | ChainedStep | OrdinaryStep
+
+
+def activation(module: nn.Module | None) -> tuple[str, float]:
+    """`act` and `slope` of the ops."""
+    if module is None:
+        return "none", 0.0
+    slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else 0.0
+    return next(name for kind, name in NAMES.items() if isinstance(module, kind)), slope
+
+
+def run_ordinary(layers: tuple[nn.Module, ...], p: Pending) -> Pending:
+    """The layers as they are, one by one, on the materialised tensor."""
+    x = materialise(p)
+    if p.kept and x.requires_grad and _may_write(layers[0]):
+        x = x.clone()
+    for layer in layers:
+        x = layer(x)
+        if _misled(layer) and isinstance(x, Tensor) and x.requires_grad:
+            x.register_hook(Tensor.contiguous)
+    return Pending(x)
+
+
+def _misled(layer: nn.Module) -> bool:
+    """Whether it must not be handed a gradient in the channels_last format: `channels_last`."""
+    return any(isinstance(m, nn.modules.instancenorm._InstanceNorm) for m in layer.modules())
+
+
+def _may_write(layer: nn.Module) -> bool:
+    """Whether a layer might change its input in place: it says so, or is none of PyTorch's."""
+    return any(
+        getattr(m, "inplace", False) or not type(m).__module__.startswith("torch.nn.")
+        for m in layer.modules()
+    )
