@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pix2pixhd_fast.ops.memory_format import to_channels_last, to_default_format
 from pix2pixhd_fast.ops.norm_act_pad import DTYPES, Norm, normalise
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
 
@@ -103,11 +104,11 @@ class _ToChannelsLast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last)
+        return to_channels_last(x)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> Tensor:
-        return dy.contiguous()
+        return to_default_format(dy)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from pix2pixhd_fast._library import define, kernel
 from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.ops.channel_statistics import channel_statistics
+from pix2pixhd_fast.ops.memory_format import to_channels_last, to_default_format
 from pix2pixhd_fast.ops.norm_act_pad import (
     Norm,
     check_act_pad,
@@ -98,7 +99,7 @@ def convolve(p: Tensor, conv: Conv, padding: str, pad: int) -> Tensor:
         y = F.conv_transpose2d(p, conv.weight, bias, conv.stride, own, conv.output_padding)
     else:
         y = F.conv2d(p, conv.weight, bias, conv.stride, own)
-    return y.contiguous(memory_format=torch.channels_last)
+    return to_channels_last(y)
 
 
 def _written(padding: str, pad: int) -> tuple[str, int]:
@@ -108,7 +109,7 @@ def _written(padding: str, pad: int) -> tuple[str, int]:
 
 def padded_input(x: Tensor, norm: Norm, act: str, slope: float, padding: str, pad: int) -> Tensor:
     """What the convolution reads, channels_last. Not differentiable; x itself where it is that."""
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = to_channels_last(x)
     padding, pad = _written(padding, pad)
     if norm.does_nothing and act == padding == "none":
         return x
@@ -128,22 +129,48 @@ def _forward(
     return y, y.new_empty(0, dtype=dtype), y.new_empty(0, dtype=dtype)
 
 
+def _gradients(
+    dy: Tensor, p: Tensor, conv: Conv, pad: int, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of the convolution, for p, weight and bias; None where it is not needed."""
+
+    def gradients(dy: Tensor, p: Tensor, *needs: bool):
+        return torch.ops.aten.convolution_backward(
+            dy, p, conv.weight, [conv.weight.shape[1 if conv.transposed else 0]],
+            [conv.stride] * 2, [pad] * 2, [1, 1], conv.transposed, [conv.output_padding] * 2, 1,
+            list(needs),
+        )  # fmt: skip
+
+    needs_p, needs_weight, needs_bias = needs
+    if not (needs_weight and _weight_gradient_in_default_format(p)):
+        return gradients(dy, p, *needs)
+    dp = gradients(dy, p, True, False, False)[0] if needs_p else None
+    return dp, *gradients(to_default_format(dy), to_default_format(p), False, True, needs_bias)[1:]
+
+
+def _weight_gradient_in_default_format(p: Tensor) -> bool:
+    """Whether oneDNN has the better kernel there, for which two copies are worth their time.
+
+    Measured on two cores (AVX-512), float32, ms without and with: 512 -> 1024 channels, 3x3, stride
+    2, 64x128: 378, 168; 1024 -> 1024, 3x3, 32x64: 346, 275; 256 -> 512, 4x4, 64x128: 230, 196; 128
+    -> 256, 4x4, stride 2, 128x256: 92, 64. But 128 -> 256, 3x3, stride 2, 256x512: 270, 293.
+    """
+    pixels = p.shape[2] * p.shape[3]
+    return p.device.type == "cpu" and p.shape[1] >= 128 and pixels <= 40_000
+
+
 def _backward_kernel(
     dy, x, mean, rstd, gamma, beta, weight, norm, act, slope, padding, pad,
     stride, transposed, output_padding, needs_x, needs_weight, needs_bias,
 ):  # fmt: skip
     norm = Norm(norm, mean, rstd, gamma, beta)
     p = padded_input(x, norm, act, slope, padding, pad)
+    conv = Conv(weight, None, stride, transposed, output_padding)
     own = pad if padding == "zero" else 0
-    channels = weight.shape[1 if transposed else 0]
-    dp, dweight, dbias = torch.ops.aten.convolution_backward(
-        dy, p, weight, [channels], [stride] * 2, [own] * 2, [1, 1], transposed,
-        [output_padding] * 2, 1, [needs_x, needs_weight, needs_bias],
-    )  # fmt: skip
+    dp, dweight, dbias = _gradients(dy, p, conv, own, (needs_x, needs_weight, needs_bias))
     dx = dgamma = dbeta = None
     if needs_x:
-        dp = dp.contiguous(memory_format=torch.channels_last)
-        x = x.contiguous(memory_format=torch.channels_last)
+        dp, x = to_channels_last(dp), to_channels_last(x)
         found = normalise_backward(dp, x, None, norm, act, slope, *_written(padding, pad))
         dx, dgamma, dbeta = found
     found = (dx, dweight, dbias, dgamma, dbeta)
