@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd_fast.nn.generators import NormLayer
-from pix2pixhd_fast.nn.pending import Pending, materialise
+from pix2pixhd_fast.nn.pending import Pending, enter, materialise
 from pix2pixhd_fast.nn.sequence import Sequence
 
 MAX_CHANNELS = 512
@@ -117,6 +117,7 @@ class MultiscaleDiscriminator(nn.Module):
 
     def forward(self, input: Tensor) -> list[list[Tensor]]:
         results = []
+        input = enter(input)
         for k in reversed(range(self.num_D)):
             features = [input]
             for sequence in self.scale(k):
@@ -132,6 +133,7 @@ class MultiscaleDiscriminator(nn.Module):
         A reader computes them as it reads (`nn.pending.materialise`: all at once).
         """
         results = []
+        input = enter(input)
         for k in reversed(range(self.num_D)):
             results.append(chain(self.scale(k), input))
             if k:
