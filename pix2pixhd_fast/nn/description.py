@@ -3,7 +3,8 @@
 from torch import nn
 
 from pix2pixhd_fast.errors import InputError
-from pix2pixhd_fast.nn.residual import Pair, ResidualBlock
+from pix2pixhd_fast.nn.plan import Pair
+from pix2pixhd_fast.nn.residual import ResidualBlock
 from pix2pixhd_fast.nn.sequence import Sequence
 from pix2pixhd_fast.nn.steps import ChainedStep, ConvStep, SkipStep, Step, activation
 
@@ -91,4 +92,5 @@ def _block(block: ResidualBlock) -> str:
 
 
 def _both(pair: Pair) -> str:
-    return " | ".join(_conv(step).replace(", then ", " | ").replace(", ", " | ") for step in pair)
+    steps = (_conv(step) for step in (pair.first, pair.second))
+    return " | ".join(step.replace(", then ", " | ").replace(", ", " | ") for step in steps)

@@ -5,9 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.nn.generators import NormLayer
-from pix2pixhd_fast.nn.pending import Pending, channels_last, materialise
+from pix2pixhd_fast.nn.pending import Pending, enter, materialise
 from pix2pixhd_fast.nn.sequence import Sequence
 
 MAX_CHANNELS = 512
@@ -117,8 +116,8 @@ class MultiscaleDiscriminator(nn.Module):
         return [getattr(self, f"scale{k}_layer{j}") for j in range(self.n_layers + 2)]
 
     def forward(self, input: Tensor) -> list[list[Tensor]]:
-        input = self._laid_out(input)
         results = []
+        input = enter(input)
         for k in reversed(range(self.num_D)):
             features = [input]
             for sequence in self.scale(k):
@@ -133,17 +132,13 @@ class MultiscaleDiscriminator(nn.Module):
 
         A reader computes them as it reads (`nn.pending.materialise`: all at once).
         """
-        input = self._laid_out(input)
         results = []
+        input = enter(input)
         for k in reversed(range(self.num_D)):
             results.append(chain(self.scale(k), input))
             if k:
                 input = self.downsample(input)
         return results
-
-    def _laid_out(self, input: Tensor) -> Tensor:
-        """Once for all scales, in the format that fused steps read."""
-        return input if current_backend() == "eager" else channels_last(input)
 
 
 def chain(sequences: list[Sequence], input: Tensor) -> list[Pending]:

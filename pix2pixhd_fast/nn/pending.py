@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.ops.memory_format import to_channels_last, to_default_format
 from pix2pixhd_fast.ops.norm_act_pad import DTYPES, Norm, normalise
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
@@ -121,6 +122,16 @@ def channels_last(x: Tensor) -> Tensor:
     if x.is_contiguous(memory_format=torch.channels_last):
         return x
     return _ToChannelsLast.apply(x)
+
+
+def enter(x: Tensor) -> Tensor:
+    """What several fused steps read, converted once where they keep it for x's gradient.
+
+    Without a gradient the steps keep x itself, which its owner may hold as well.
+    """
+    if current_backend() == "eager" or not fits_ops(x) or not x.requires_grad:
+        return x
+    return channels_last(x)
 
 
 def in_format_of(like: object, x: Tensor) -> Tensor:

@@ -5,18 +5,28 @@ from typing import NamedTuple
 
 from torch import nn
 
-from pix2pixhd_fast.nn.layers import Layer, read_layer
+from pix2pixhd_fast.nn.layers import Layer, fingerprint, read_layer
 from pix2pixhd_fast.nn.steps import ChainedStep, ConvStep, OrdinaryStep, SkipStep, Step
 
 
-class Plan(NamedTuple):
-    """Steps, and the layers of which they were made: equal layers have equal steps.
+class Pair(NamedTuple):
+    """The two convolutions of a branch that `ops.residual_block` computes, if `skips` are idle."""
 
-    A plan holds modules and facts about them, no tensors.
+    first: ConvStep
+    second: ConvStep
+    skips: tuple[SkipStep, ...]
+
+
+class Plan(NamedTuple):
+    """`steps`, and the `pair` that they are where they are the branch of a residual block.
+
+    `children`: fingerprints; a plan serves as long as they are the same. It holds modules and facts
+    about them, no tensors.
     """
 
-    layers: tuple[Layer, ...]
+    children: tuple[tuple, ...]
     steps: tuple[Step, ...]
+    pair: Pair | None
 
 
 def compile_plan(children: Iterable[nn.Module]) -> Plan:
@@ -25,18 +35,38 @@ def compile_plan(children: Iterable[nn.Module]) -> Plan:
     A convolution takes the padding in front of it, the norm behind it and the activation behind
     that into its step; what has no fused step is an `OrdinaryStep`, which says why.
     """
-    return plan_of(tuple(read_layer(child) for child in children))
-
-
-def plan_of(layers: tuple[Layer, ...]) -> Plan:
-    """The plan of layers that are read already."""
+    children = tuple(children)
+    layers = tuple(read_layer(child) for child in children)
     steps: list[Step] = []
     index = 0
     while index < len(layers):
         step = _step_at(layers, index)
         steps.append(step)
         index += len(step.layers)
-    return Plan(layers, tuple(steps))
+    return Plan(tuple(fingerprint(child) for child in children), tuple(steps), _pair(steps))
+
+
+def _pair(steps: list[Step]) -> Pair | None:
+    """The steps as conv-norm-act-conv-norm of `ops.residual_block`; None where they are not."""
+    skips = tuple(step for step in steps if isinstance(step, SkipStep))
+    convs = [step for step in steps if isinstance(step, ConvStep)]
+    if len(convs) != 2 or len(convs) + len(skips) != len(steps):
+        return None
+    first, second = convs
+    same = first.shape.inputs == first.shape.outputs == second.shape.inputs == second.shape.outputs
+    if not same or first.padding != second.padding or second.act is not None:
+        return None
+    return Pair(first, second, skips) if _plain(first) and _plain(second) else None
+
+
+def _plain(step: ConvStep) -> bool:
+    """3x3, stride 1, padded by 1, instance norm without gamma and beta."""
+    shape = step.shape
+    return (
+        (shape.kernel, shape.stride, shape.transposed, step.pad) == ((3, 3), 1, False, 1)
+        and step.norm_facts[:1] == ("instance",)
+        and not step.norm_facts[2]
+    )
 
 
 def _step_at(layers: tuple[Layer, ...], index: int) -> Step:

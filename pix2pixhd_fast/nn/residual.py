@@ -1,7 +1,5 @@
 """Residual blocks: x + conv_block(x)."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -18,17 +16,10 @@ from pix2pixhd_fast.nn.pending import (
     materialise,
     with_border,
 )
-from pix2pixhd_fast.nn.plan import Plan
+from pix2pixhd_fast.nn.plan import Pair
 from pix2pixhd_fast.nn.sequence import Sequence
-from pix2pixhd_fast.nn.steps import ConvStep, SkipStep, activation
+from pix2pixhd_fast.nn.steps import activation
 from pix2pixhd_fast.ops.residual_block import Bordered, residual_block
-
-
-class Pair(NamedTuple):
-    """The two convolutions of a branch that `ops.residual_block` computes."""
-
-    first: ConvStep
-    second: ConvStep
 
 
 class ResidualBlock(Chained):
@@ -59,7 +50,8 @@ class ResidualBlock(Chained):
         branch = self.conv_block
         if type(branch) is not Sequence or hooked(branch):
             return None
-        return _pair(branch.plan())
+        pair = branch.plan().pair
+        return pair if pair is not None and all(step.idle for step in pair.skips) else None
 
     def _run(self, p: Pending, border: str) -> Pending:
         pair = self.pair()
@@ -69,7 +61,7 @@ class ResidualBlock(Chained):
             h = materialise(p)
             kept = Pending(h, kept=p.kept)
             return add(_branch(self.conv_block, kept), kept, border)
-        first, second = pair
+        first, second, _ = pair
         h = with_border(p, _edge(pair))
         out = residual_block(
             Bordered(h.x, h.border),
@@ -104,25 +96,3 @@ def _suits(x: Tensor) -> bool:
         return False
     cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
     return not cast or torch.get_autocast_dtype(x.device.type) == x.dtype
-
-
-def _pair(plan: Plan) -> Pair | None:
-    """The two convolutions, where the branch is conv-norm-act-conv-norm as the op has it."""
-    steps = [step for step in plan.steps if not (isinstance(step, SkipStep) and step.idle)]
-    if len(steps) != 2 or not all(isinstance(step, ConvStep) for step in steps):
-        return None
-    first, second = steps
-    same = first.shape.inputs == first.shape.outputs == second.shape.inputs == second.shape.outputs
-    if not same or first.padding != second.padding or second.act is not None:
-        return None
-    return Pair(first, second) if all(_plain(step) for step in steps) else None
-
-
-def _plain(step: ConvStep) -> bool:
-    """3x3, stride 1, padded by 1, instance norm without gamma and beta."""
-    shape = step.shape
-    return (
-        (shape.kernel, shape.stride, shape.transposed, step.pad) == ((3, 3), 1, False, 1)
-        and step.norm_facts[:1] == ("instance",)
-        and not step.norm_facts[2]
-    )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd_fast._backend import current_backend
-from pix2pixhd_fast.nn.layers import hooked, read_layer
+from pix2pixhd_fast.nn.layers import fingerprint, hooked
 from pix2pixhd_fast.nn.pending import (
     Chained,
     Pending,
@@ -12,7 +12,7 @@ from pix2pixhd_fast.nn.pending import (
     in_format_of,
     materialise,
 )
-from pix2pixhd_fast.nn.plan import Plan, plan_of
+from pix2pixhd_fast.nn.plan import Plan, compile_plan
 
 
 class Sequence(nn.Sequential, Chained):
@@ -50,12 +50,12 @@ class Sequence(nn.Sequential, Chained):
 
     def plan(self) -> Plan:
         """The plan of the children as they are now: kept until they change."""
-        layers = tuple(read_layer(child) for child in self)
         if torch.compiler.is_compiling():
-            return plan_of(layers)
-        if self._plan is None or self._plan.layers != layers:
-            self._plan = plan_of(layers)
-        return self._plan
+            return compile_plan(self)
+        plan = self._plan
+        if plan is None or plan.children != tuple(map(fingerprint, self._modules.values())):
+            plan = self._plan = compile_plan(self)
+        return plan
 
     def _steps(self, held: list[Pending], border: str) -> Pending:
         """All steps in order on what `held` gives up."""

@@ -35,7 +35,7 @@ class ConvStep(NamedTuple):
             return run_ordinary(self.layers, p)
         x = inner(p.x, p.border)
         if x.requires_grad and p.done and not p.border:
-            x = channels_last(x)
+            x = channels_last(x)  # without a gradient the op keeps x itself and converts it anew
         y, mean, rstd = norm_act_conv(
             x,
             p.norm,
