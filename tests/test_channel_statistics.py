@@ -9,7 +9,6 @@ from pix2pixhd_fast.ops import channel_statistics
 from tests.helpers import assert_close_l2
 from tests.pictures import (
     FORMATS,
-    SMALL,
     TOLERANCES,
     Problem,
     assert_like_reference,
@@ -17,13 +16,14 @@ from tests.pictures import (
     needs_cpp,
     ops,
     problems,
+    small,
 )
 
 
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_small_kernel_against_reference(dtype, layout):
-    for problem in SMALL:
+    for problem in small(layout):
         x = draw(*problem.shape, dtype, layout, border=problem.border)
         assert_like_reference("channel_statistics", x, 1e-5)
 
@@ -45,7 +45,8 @@ def test_small_far_from_zero(layout):
     for shape in ((1, 3, 40, 50), (1, 2, 70, 61)):
         x = draw(*shape, layout=layout) + 100
         mean, rstd = channel_statistics(x, 1e-5)
-        assert_close_l2(mean, x.double().mean((2, 3)), 1e-7, "mean")
+        # A unit in the last place is 0.8e-7 of 100; measured: 1.5e-7 (Triton), 0.4e-7 (C++).
+        assert_close_l2(mean, x.double().mean((2, 3)), 3e-7, "mean")
         assert_close_l2(rstd, x.double().var((2, 3), correction=0).rsqrt(), 1e-5, "rstd")
 
 
@@ -70,6 +71,6 @@ def test_small_results():
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_small_opcheck(layout):
+def test_opcheck(layout):
     for shape in ((1, 2, 3, 4), (2, 3, 1, 1), (0, 3, 4, 5)):
         torch.library.opcheck(ops.channel_statistics, (draw(*shape, layout=layout), 1e-5))

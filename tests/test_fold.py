@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from pix2pixhd_fast._library import INTERPRETED
 from tests.helpers import assert_close_l2
 from tests.pictures import (
     FORMATS,
@@ -17,6 +18,7 @@ from tests.pictures import (
     ops,
     padded,
     problems,
+    small,
 )
 
 
@@ -40,11 +42,11 @@ def assert_folds(problem, dtype, layout, border):
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("border", [0, 2])
-def test_small_kernel_against_reference(layout, border):
-    for problem in SMALL:
-        assert_folds(problem, torch.float32, layout, border)
-    assert_folds(SMALL[4], torch.bfloat16, layout, border)
+def test_small_kernel_against_reference(layout):
+    for index, problem in enumerate(small(layout)):
+        if not INTERPRETED or (problem.pad > 0 and problem.shape[2] < 20):
+            assert_folds(problem, torch.float32, layout, index % 3)
+    assert_folds(SMALL[4], torch.bfloat16, layout, 2)
 
 
 @needs_cpp
@@ -65,7 +67,7 @@ def test_small_any_strides():
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_small_opcheck(layout):
+def test_opcheck(layout):
     for shape, padding in (((1, 2, 5, 6), "reflect"), ((0, 3, 5, 5), "zero")):
         dy = draw(*shape, layout=layout)
         torch.library.opcheck(ops.fold, (dy, padding, 1))
