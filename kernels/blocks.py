@@ -1,30 +1,9 @@
-"""How the Triton kernels see a tensor, and the blocks that they work on.
-
-Memory is [images, rows, columns, channels]: the channels_last format, or the default one as N * C
-images of one channel. A program works on blocks of [BLOCK_P pixels, BLOCK_C channels] of one image.
-"""
-
-from typing import NamedTuple
+"""What the kernels of the memory passes share: which block a program works on, small tensors."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from pix2pixhd_fast.ops.norm_act_pad_kernels import layout_of
-
-# 16 values for each thread of 4 warps, but 8 pixels, whose indices take registers: with 16, sm_90
-# spills.
-BLOCK = 2048
-MAX_BLOCK_P = 1024
-# A channel block of 64 reads whole lines of 128 bytes even in 16-bit dtypes.
-MAX_BLOCK_C = 64
-# The programs of a reduction, whatever the device: about four for each processor of the largest.
-PROGRAMS = 512
-# An image of so few pixels is summed by one program for each channel block: a second launch would
-# cost more than it saves. Its channels then make more blocks, of a sector of 32 bytes.
-FEW_PIXELS = 4096
-NARROW_BLOCK_C = 16
 
 
 @triton.jit
@@ -35,77 +14,6 @@ def program_of(parts, channels, BLOCK_C: tl.constexpr):
     blocks = tl.cdiv(channels, BLOCK_C)
     c = (block % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     return (block // blocks).to(tl.int64), c, program % parts
-
-
-class Rows(NamedTuple):
-    """A tensor whose rows are dense, and how far apart its images and its rows are, in values."""
-
-    tensor: Tensor
-    image: int
-    row: int
-
-
-class Plan:
-    """How the kernels see pictures like x, of [n, c, height, width]; their blocks and grids.
-
-    `sums`: the grid is for sums over the pixels.
-    """
-
-    def __init__(self, x: Tensor, height: int, width: int, sums: bool = False) -> None:
-        self.layout = layout_of(x)
-        self.height, self.width, self.pixels = height, width, height * width
-        n, c = x.shape[:2]
-        last = self.layout == torch.channels_last
-        self.images, self.channels = (n, c) if last else (n * c, 1)
-        # A parameter [C] is that of the image modulo `groups`.
-        self.groups = 1 if last else c
-        self.block_c = min(MAX_BLOCK_C, triton.next_power_of_2(self.channels))
-        if sums and self.pixels <= FEW_PIXELS and self._columns() < PROGRAMS:
-            self.block_c = min(NARROW_BLOCK_C, self.block_c)
-        self.block_p = min(MAX_BLOCK_P, BLOCK // self.block_c)
-        self.columns = self._columns()
-
-    def _columns(self) -> int:
-        return self.images * triton.cdiv(self.channels, self.block_c)
-
-    def rows(self, t: Tensor) -> Rows:
-        """t as it lies where its rows are dense, as in an inner view; otherwise a dense copy."""
-        n, c, h, w = t.shape
-        if self.layout == torch.channels_last:
-            dense = t.stride(1) == 1 and (w == 1 or t.stride(3) == c)
-        else:
-            dense = w == 1 or t.stride(3) == 1
-            dense = dense and (n == 1 or c == 1 or t.stride(0) == c * t.stride(1))
-        t = t if dense else t.contiguous(memory_format=self.layout)
-        planes = self.layout == torch.contiguous_format and c > 1
-        # Indices inside an image are 32-bit, those of images 64-bit.
-        if h * max(t.stride(2), w * self.channels) + MAX_BLOCK_P * self.channels >= 2**31:
-            raise RuntimeError("norm_act_pad: an image must have less than 2**31 values on the GPU")
-        return Rows(t, t.stride(int(planes)), t.stride(2))
-
-    def optional_rows(self, t: Tensor | None) -> Rows | tuple[None, int, int]:
-        return (None, 0, 0) if t is None else self.rows(t)
-
-    def new(self, x: Tensor, pad: int = 0) -> Tensor:
-        """An uninitialised result, with `pad` more pixels on each side."""
-        shape = (*x.shape[:2], self.height + 2 * pad, self.width + 2 * pad)
-        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=self.layout)
-
-    def blocks(self, pixels: int) -> int:
-        return triton.cdiv(pixels, self.block_p)
-
-    def splits(self, pixels: int) -> tuple[int, int]:
-        """In how many parts a sum over so many pixels is made, and how many pixels a part has."""
-        if self.pixels <= FEW_PIXELS:
-            return 1, pixels
-        wanted = max(1, PROGRAMS // self.columns)
-        split_pixels = triton.cdiv(self.blocks(pixels), wanted) * self.block_p
-        return triton.cdiv(pixels, split_pixels), split_pixels
-
-    def partial(self, x: Tensor, splits: int) -> Tensor:
-        """[2, images, splits, channels]"""
-        shape = (2, self.images, splits, self.channels)
-        return torch.empty(shape, dtype=torch.float32, device=x.device)
 
 
 def per_channel(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,16 @@
 """channel_statistics in Triton: parts of an image each in one pass, then all parts of an image."""
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
-from pix2pixhd_fast.kernels.blocks import Plan, per_channel, program_of
+from pix2pixhd_fast.kernels.blocks import per_channel, program_of
+from pix2pixhd_fast.kernels.layers import LAYERS
+from pix2pixhd_fast.kernels.variants import Variant, launches
 from torch import Tensor
+
+from pix2pixhd_fast.ops.blocks import Plan
 
 
 @triton.jit
@@ -105,3 +111,8 @@ def launch(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
                 means, squares, mean, rstd, eps, *shape, BLOCK_S=plan.block_p, BLOCK_C=plan.block_c
             )
     return mean, rstd
+
+
+def variants() -> Iterator[Variant]:
+    for layer in LAYERS:
+        yield from launches(launch, layer.picture(), 1e-5)

@@ -1,10 +1,16 @@
 """norm_act_pad_apply in Triton: one pass over the output."""
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
-from pix2pixhd_fast.kernels.blocks import Plan, dense, program_of
+from pix2pixhd_fast.kernels.blocks import dense, program_of
+from pix2pixhd_fast.kernels.layers import LAYERS
+from pix2pixhd_fast.kernels.variants import Variant, launches
 from torch import Tensor
+
+from pix2pixhd_fast.ops.blocks import Plan
 
 
 @triton.jit
@@ -126,3 +132,9 @@ def apply(
             PADDING=padding, BLOCK_P=plan.block_p, BLOCK_C=plan.block_c,
         )  # fmt: skip
     return y
+
+
+def variants() -> Iterator[Variant]:
+    for layer in LAYERS:
+        residual = layer.inner_picture() if layer.added else None
+        yield from launches(apply, layer.picture(), *layer.prologue(), residual, *layer.options)

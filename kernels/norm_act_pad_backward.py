@@ -2,13 +2,18 @@
 the gradient of a padding.
 """
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
-from pix2pixhd_fast.kernels.blocks import Plan, dense, per_channel, program_of
+from pix2pixhd_fast.kernels.blocks import dense, per_channel, program_of
+from pix2pixhd_fast.kernels.layers import LAYERS
 from pix2pixhd_fast.kernels.norm_act_pad import activate, parameter, sources
+from pix2pixhd_fast.kernels.variants import Variant, launches
 from torch import Tensor
 
+from pix2pixhd_fast.ops.blocks import Plan
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
 
 
@@ -326,3 +331,18 @@ def fold_add(dx: Tensor, dy: Tensor, border: int, padding: str, pad: int) -> Non
     into = inner(dx, border)
     if into.numel() > 0:
         _fold_into(Plan(dx, *into.shape[2:]), into, dy, padding, pad, add=True)
+
+
+def variants() -> Iterator[Variant]:
+    for layer in LAYERS:
+        x = layer.inner_picture() if layer.added else layer.picture()
+        dy, minus = layer.picture(layer.pad), x if layer.added else None
+        tensors = (dy, x, minus, *layer.prologue(layer.added))
+        sums = (layer.per_channel(),) * 2 if layer.norm != "none" else (None, None)
+        yield from launches(reduce, *tensors, *layer.options)
+        yield from launches(backward, *tensors, *sums, *layer.options)
+        if layer.added:
+            rest = (dy, int(layer.last), layer.padding, layer.pad)
+            yield from launches(fold_add, layer.picture(int(layer.last)), *rest)
+        elif layer.pad:
+            yield from launches(fold, dy, layer.padding, layer.pad)

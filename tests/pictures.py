@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pix2pixhd_fast._library import INTERPRETED, kernel, library_status
+from pix2pixhd_fast.ops.blocks import layout_of
 from pix2pixhd_fast.ops.norm_act_pad import ACTIVATIONS
-from pix2pixhd_fast.ops.norm_act_pad_kernels import inner, layout_of
+from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
 from tests.helpers import assert_close_l2
 
 ops = torch.ops.pix2pixhd_fast

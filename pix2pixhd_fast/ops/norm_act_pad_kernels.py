@@ -5,20 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pix2pixhd_fast._library import define, register_triton
+from pix2pixhd_fast.ops.blocks import layout_of
 from pix2pixhd_fast.ops.channel_statistics import wide
 
 # The names that F.pad has for them.
 MODES = {"reflect": "reflect", "replicate": "replicate", "zero": "constant"}
-
-
-def layout_of(x: Tensor) -> torch.memory_format:
-    """The format of results: channels_last where the channels of x lie next to each other.
-
-    That is so in an inner view of a channels_last tensor as well. Not where x is contiguous, as
-    [N, C, 1, 1] can be, nor where it has but one channel.
-    """
-    last = not x.is_contiguous() and x.shape[1] > 1 and x.stride(1) == 1
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _laid_out_like(x: Tensor, values: Tensor) -> Tensor:
