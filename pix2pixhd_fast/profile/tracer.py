@@ -15,29 +15,12 @@ from torch.nn.modules.module import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pix2pixhd_fast._library import reference
-from pix2pixhd_fast.profile.counting import Cost, costs_of, tensors_in
+from pix2pixhd_fast._launches import described_ops, launches_of
+from pix2pixhd_fast.profile.counting import COMPOSED, Cost, costs_of, tensors_in
 
 KINDS = ("weights", "gradients", "optimiser", "inputs", "activations", "workspace")
 # Instances that a picture is taken to have where their number decides about sizes: E alone asks.
 ASSUMED_INSTANCES = 100
-# Ops that are no kernels but compositions of kernels, which are what is recorded.
-COMPOSED = {
-    **{
-        getattr(torch.ops.pix2pixhd_fast, name).default: reference(name)
-        for name in (
-            "norm_act_pad",
-            "norm_act_conv",
-            "norm_act_conv_backward",
-            "residual_block",
-            "residual_block_backward",
-        )
-    },
-    **{
-        op: op.decompose
-        for op in (torch.ops.aten.conv2d.default, torch.ops.aten.conv_transpose2d.input)
-    },
-}
 
 
 @dataclass(slots=True)
@@ -148,10 +131,12 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if op in COMPOSED:
+        out = None
+        if op not in COMPOSED or op._opname in described_ops():
+            out = _run(op, args, kwargs)
+        if op in COMPOSED and (out is None or launches_of(op, args, kwargs, out) is None):
             with self._looking_inside():
                 return COMPOSED[op](*args, **kwargs)
-        out = _run(op, args, kwargs)
         phase, path = self._place()
         if phase == "backward" and self.recording.forward_end is None:
             self.recording.forward_end = len(self.recording.changes)
