@@ -1,8 +1,8 @@
 """What one dispatched op costs: the kernels that run, the bytes they move, their arithmetic."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from pix2pixhd_fast._launches import Launch, described_ops, launches_of
 from pix2pixhd_fast._library import reference
 
-_OWN_COMPOSED = {
+# Ops of this package that are no kernels but compositions of kernels, unless they describe launches
+# of their own.
+COMPOSED = {
     getattr(torch.ops.pix2pixhd_fast, name).default: reference(name)
     for name in (
         "norm_act_pad",
@@ -24,10 +26,6 @@ _OWN_COMPOSED = {
         "residual_block_backward",
     )
 }
-# Ops that are no kernels but compositions of kernels, unless they describe launches of their own.
-COMPOSED = _OWN_COMPOSED | {
-    op: op.decompose for op in (torch.ops.aten.conv2d.default, torch.ops.aten.conv_transpose2d.input)
-}
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 # They return a tensor on memory that is there already, although their schema does not say so.
 _HIDDEN_VIEWS = {"lift_fresh", "_unsafe_view", "_reshape_alias"}
@@ -36,6 +34,19 @@ _OVERWRITTEN = {"copy_", "fill_", "zero_", "normal_", "uniform_", "_foreach_zero
 _SCATTERS = {"scatter_", "index_put_", "index_copy_", "index_fill_"}
 _GATHERS = {"gather", "index", "index_select"}
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+@cache
+def inside_of(op: torch._ops.OpOverload) -> Callable | None:
+    """A function that computes `op` by other ops; None where it is one itself.
+
+    PyTorch decomposes its own ops before anybody sees them, but not inside an op of ours, where
+    `contiguous` would pass for a view.
+    """
+    implicit = op.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
+        op.name(), "CompositeImplicitAutograd"
+    )
+    return COMPOSED.get(op) or (op.decompose if implicit else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +112,9 @@ def register_flop_formulas() -> None:
     It sees an op that is composed of others from outside, as one. What is registered already stays.
     """
     described = [getattr(torch.ops.pix2pixhd_fast, name).default for name in described_ops()]
-    for op in {*described, *_OWN_COMPOSED}:
+    for op in {*described, *COMPOSED}:
         if op.overloadpacket not in flop_registry:
-            formula = _flops_inside if op in _OWN_COMPOSED else _flops_described
+            formula = _flops_inside if op in COMPOSED else _flops_described
             register_flop_formula(op.overloadpacket, get_raw=True)(partial(formula, op))
 
 
@@ -114,9 +125,9 @@ def _flops_described(op: torch._ops.OpOverload, *args, out_val: object = None, *
 def _flops_inside(op: torch._ops.OpOverload, *args, out_val: object = None, **kwargs) -> int:
     """Of the ops that `op` is composed of, from tensors without values."""
     args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
-    with _Arithmetic() as inside:
+    with _Arithmetic() as arithmetic:
         COMPOSED[op](*args, **kwargs)
-    return inside.flops
+    return arithmetic.flops
 
 
 class _Arithmetic(TorchDispatchMode):
@@ -128,9 +139,10 @@ class _Arithmetic(TorchDispatchMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if op in COMPOSED:
+        inside = inside_of(op)
+        if inside is not None:
             with self:
-                return COMPOSED[op](*args, **kwargs)
+                return inside(*args, **kwargs)
         out = op(*args, **kwargs)
         formula = flop_registry.get(op.overloadpacket)
         self.flops += formula(*args, **kwargs, out_val=out) if formula else 0

@@ -16,7 +16,7 @@ from torch.nn.modules.module import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pix2pixhd_fast._launches import described_ops, launches_of
-from pix2pixhd_fast.profile.counting import COMPOSED, Cost, costs_of, tensors_in
+from pix2pixhd_fast.profile.counting import Cost, costs_of, inside_of, tensors_in
 
 KINDS = ("weights", "gradients", "optimiser", "inputs", "activations", "workspace")
 # Instances that a picture is taken to have where their number decides about sizes: E alone asks.
@@ -131,12 +131,11 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        out = None
-        if op not in COMPOSED or op._opname in described_ops():
-            out = _run(op, args, kwargs)
-        if op in COMPOSED and (out is None or launches_of(op, args, kwargs, out) is None):
+        inside = inside_of(op)
+        if inside is not None and not self._describes(op, args, kwargs):
             with self._looking_inside():
-                return COMPOSED[op](*args, **kwargs)
+                return inside(*args, **kwargs)
+        out = _run(op, args, kwargs)
         phase, path = self._place()
         if phase == "backward" and self.recording.forward_end is None:
             self.recording.forward_end = len(self.recording.changes)
@@ -161,6 +160,13 @@ class Tracer(TorchDispatchMode):
             yield
         finally:
             super().__exit__(None, None, None)
+
+    @staticmethod
+    def _describes(op: torch._ops.OpOverload, args: tuple, kwargs: dict) -> bool:
+        """Whether the op says what this call launches."""
+        if op.namespace != "pix2pixhd_fast" or op._opname not in described_ops():
+            return False
+        return launches_of(op, args, kwargs, _run(op, args, kwargs)) is not None
 
     def _place(self) -> tuple[str, str]:
         """Phase and module of the op that runs now."""
