@@ -63,13 +63,13 @@ def _apply_kernel(
     x,  # [images, height, width, channels]
     x_image,
     x_row,
+    residual,  # like x, or None
+    residual_image,
+    residual_row,
     mean,  # [images, channels] or None
     rstd,
     gamma,  # [groups, channels] or None
     beta,
-    residual,  # like x, or None
-    residual_image,
-    residual_row,
     y,  # [images, (height + 2 pad) * (width + 2 pad), channels]
     slope,
     height,
@@ -127,7 +127,7 @@ def apply(
     blocks = plan.blocks(y.shape[2] * y.shape[3])
     with torch.cuda.device_of(x):
         _apply_kernel[(plan.columns * blocks,)](
-            *plan.rows(x), *dense(mean, rstd, gamma, beta), *plan.optional_rows(residual), y, slope,
+            *plan.rows(x), *plan.optional_rows(residual), *dense(mean, rstd, gamma, beta), y, slope,
             plan.height, plan.width, plan.channels, plan.groups, pad, blocks, ACT=act,
             PADDING=padding, BLOCK_P=plan.block_p, BLOCK_C=plan.block_c,
         )  # fmt: skip

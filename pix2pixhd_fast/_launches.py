@@ -23,14 +23,16 @@ class Launch(NamedTuple):
     scratch: int = 0
 
 
-_descriptions: dict[str, Callable[..., list[Launch]]] = {}
+Describe = Callable[..., list[Launch] | None]
+_descriptions: dict[str, Describe] = {}
 
 
-def register_launches(op: str, describe: Callable[..., list[Launch]]) -> None:
+def register_launches(op: str, describe: Describe) -> None:
     """Say what the op `op` of this package launches on a GPU.
 
     `describe` is called with all arguments of the op in the order of its schema and with its
-    `result`, tensors that may be fake, and returns the launches in their order.
+    `result`, tensors that may be fake, and returns the launches in their order; None where this
+    call is composed of other ops, which have descriptions of their own.
     """
     _descriptions[op] = describe
 
@@ -43,7 +45,10 @@ def described_ops() -> list[str]:
 def launches_of(
     op: torch._ops.OpOverload, args: tuple, kwargs: dict, result: object
 ) -> list[Launch] | None:
-    """The launches of a call that returned `result`; None for an op without a description."""
+    """The launches of a call that returned `result`.
+
+    None for an op without a description, and for a call that is composed of other ops.
+    """
     describe = _descriptions.get(op._opname) if op.namespace == "pix2pixhd_fast" else None
     if describe is None:
         return None
@@ -52,22 +57,24 @@ def launches_of(
     return describe(*values, result=result)
 
 
-def bytes_of(*tensors: Tensor) -> int:
+def bytes_of(*tensors: Tensor | None) -> int:
     """The bytes of all elements together."""
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
-def copies_of(
-    tensors: Iterable[Tensor], layout: torch.memory_format = torch.contiguous_format
-) -> list[Launch]:
-    """The copies that `contiguous` makes of those that do not have the memory format `layout`.
+def copies_of(tensors: Iterable[Tensor]) -> list[Launch]:
+    """The copies that a launcher makes of tensors that its kernels cannot read as they lie.
 
-    All of them stay to the end of the op: the scratch of the last one is that of them all.
+    All of them stay to the end of the op.
     """
     launches: list[Launch] = []
     scratch = 0
     for t in tensors:
-        if not t.is_contiguous(memory_format=layout):
-            scratch += bytes_of(t)
-            launches.append(Launch("aten::clone", bytes_of(t), bytes_of(t), scratch=scratch))
+        scratch += bytes_of(t)
+        launches.append(Launch("aten::clone", bytes_of(t), bytes_of(t), scratch=scratch))
     return launches
+
+
+def scratch_of(copies: list[Launch]) -> int:
+    """The bytes of all these copies together."""
+    return copies[-1].scratch if copies else 0

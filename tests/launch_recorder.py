@@ -1,40 +1,88 @@
 """Runs Triton launchers in the interpreter; prints what they launched. Run with TRITON_INTERPRET=1.
 
 A rule gives the bytes, without a look at the kernel: each tensor that a launch is given counts
-once and in full, as written where the launch changed it (new memory is NaN before), else as read.
-Scratch is every storage given to a launch that belongs to no argument and no result of the op.
+once and in full, as written where the launch changed it, as read where it held values before (new
+memory is NaN) and was not written, or was written in place. Scratch is every storage given to a
+launch that belongs to no argument and no result of the op.
 """
 
 import importlib
 import json
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-LAST = torch.channels_last
-# x: shape, dtype, memory format, whether it is cropped (and must be copied); padding, pad; whether
-# the gradient comes expanded from a sum (and must be copied)
-CASES = {
-    "planes": ((2, 3, 9, 7), torch.float32, torch.contiguous_format, False, "reflect", 2, False),
-    "many parts": ((1, 1, 40, 70), torch.float16, torch.contiguous_format, False, "zero", 1, False),
-    "channels_last": ((2, 70, 6, 5), torch.float32, LAST, False, "replicate", 1, False),
-    "bf16": ((1, 8, 20, 31), torch.bfloat16, LAST, False, "none", 0, False),
-    "copied": ((1, 8, 10, 10), torch.float32, LAST, True, "reflect", 1, True),
-    "empty": ((0, 8, 10, 10), torch.float32, LAST, False, "reflect", 1, False),
+from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
+
+# The module in kernels/ and the function in it that runs an op.
+LAUNCHERS = {
+    "channel_statistics": ("channel_statistics", "launch"),
+    "norm_act_pad_apply": ("norm_act_pad", "apply"),
+    "norm_act_pad_reduce": ("norm_act_pad_backward", "reduce"),
+    "norm_act_pad_backward": ("norm_act_pad_backward", "backward"),
+    "fold": ("norm_act_pad_backward", "fold"),
+    "fold_add_": ("norm_act_pad_backward", "fold_add"),
 }
 
 
-def arguments_of(name: str) -> tuple[tuple, tuple]:
-    """The arguments of norm_act_pad, and those of its backward but for mean and rstd: dy, x, ..."""
-    shape, dtype, layout, cropped, padding, pad, expanded = CASES[name]
-    x = torch.ones(shape, dtype=dtype).contiguous(memory_format=layout)
-    x = x[..., 1:, 1:] if cropped else x
-    rest = ("relu", 0.2, padding, pad)
-    padded = (*x.shape[:2], *(side + 2 * pad for side in x.shape[2:]))
-    dy = torch.ones((), dtype=dtype).expand(padded)
-    dy = dy if expanded else dy.contiguous(memory_format=layout)
-    return (x, *rest, 1e-5), (dy, x, *rest)
+class Case(NamedTuple):
+    """`border` around x, residual, minus and dx; `added`: a residual, or minus; `affine`: gamma and
+    beta; `odd`: strides of every tensor that no kernel reads.
+    """
+
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype = torch.float32
+    last: bool = True
+    padding: str = "reflect"
+    pad: int = 1
+    border: int = 0
+    added: bool = False
+    affine: bool = False
+    odd: bool = False
+
+    def picture(self, border: int) -> Tensor:
+        n, c, h, w = self.shape
+        layout = torch.channels_last if self.last else torch.contiguous_format
+        shape = (n, c, h + 2 * border, (w + 2 * border) * (1 + self.odd))
+        t = torch.ones(shape, dtype=self.dtype).contiguous(memory_format=layout)
+        return t[..., ::2] if self.odd else t
+
+    def per_channel(self) -> Tensor:
+        n, c = self.shape[:2]
+        return torch.ones(n, c * (1 + self.odd))[:, :: 1 + self.odd]
+
+
+CASES = {
+    "planes": Case((2, 3, 9, 7), last=False, pad=2, added=True),
+    "planes in parts": Case((1, 1, 64, 70), torch.float16, False, "zero", affine=True),
+    "channels_last": Case((2, 70, 6, 5), padding="replicate", border=1, added=True),
+    "bf16 in parts": Case((1, 2, 70, 63), torch.bfloat16, padding="none", pad=0, affine=True),
+    "border in parts": Case((1, 2, 70, 63), border=2, added=True),
+    "copied": Case((2, 8, 10, 10), added=True, affine=True, odd=True),
+    "copied in parts": Case((1, 2, 64, 70), last=False, odd=True),
+    "empty": Case((0, 8, 10, 10), added=True),
+}
+
+
+def arguments_of(op: str, case: Case) -> tuple:
+    """The arguments of an op, tensors of ones."""
+    x, dy = inner(case.picture(case.border), case.border), case.picture(case.pad)
+    added = inner(case.picture(case.border), case.border) if case.added else None
+    statistics = (case.per_channel(), case.per_channel())
+    gamma = case.per_channel()[0] if case.affine else None
+    norm = (*statistics, gamma, gamma)
+    rest = ("relu", 0.2, case.padding, case.pad)
+    sums = (case.per_channel(), case.per_channel())
+    return {
+        "channel_statistics": (x, 1e-5),
+        "norm_act_pad_apply": (x, *norm, added, *rest),
+        "norm_act_pad_reduce": (dy, x, added, *norm, *rest),
+        "norm_act_pad_backward": (dy, x, added, *norm, *sums, *rest),
+        "fold": (dy, case.padding, case.pad),
+        "fold_add_": (case.picture(case.border), dy, case.border, case.padding, case.pad),
+    }[op]
 
 
 class Recorder(TorchDispatchMode):
@@ -56,22 +104,23 @@ class Recorder(TorchDispatchMode):
         tensors = [value for value in args if isinstance(value, Tensor)]
         before = [t.clone() for t in tensors]
         run(kernel, *args, **kwargs)
-        changed = [not torch.equal(t, b) for t, b in zip(tensors, before, strict=True)]
-        read = _bytes(t for t, c in zip(tensors, changed, strict=True) if not c)
-        written = _bytes(t for t, c in zip(tensors, changed, strict=True) if c)
+        read = _bytes(t for t in before if not t.isnan().any())
+        written = _bytes(
+            t for t, b in zip(tensors, before, strict=True) if not torch.equal(t, b)
+        )
         name = kernel.fn.__name__.removeprefix("_").removesuffix("_kernel")
         file = kernel.fn.__module__.rpartition(".")[2]
         self.launches.append([f"{file}.{name}", read, written, None])
         self.given += tensors
 
     def finished(self, own: list[Tensor]) -> list[list]:
-        """The launches; those before the first of our kernels are copies, which come one by one."""
+        """The launches; the copies before the first of our kernels come one by one."""
         outer = {t.untyped_storage()._cdata for t in own}
         scratch = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in self.given}
         total, copies = sum(n for key, n in scratch.items() if key not in outer), 0
         for launch in self.launches:
-            copies += launch[2] if launch[0].startswith("aten::") else 0
-            launch[3] = copies if launch[0].startswith("aten::") else total
+            copies += launch[2] if launch[0] == "aten::clone" else 0
+            launch[3] = copies if launch[0] == "aten::clone" else total
         return self.launches
 
 
@@ -79,10 +128,12 @@ def _bytes(tensors) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def launched(module: str, function: str, args: tuple) -> tuple[list[list], object]:
-    """What a launcher launches, and what it returns."""
+def launched(op: str, arguments: tuple) -> list[list]:
+    """What the launcher of an op launches."""
     from triton.runtime.interpreter import InterpretedFunction
 
+    module, function = LAUNCHERS[op]
+    launcher = getattr(importlib.import_module(f"pix2pixhd_fast.kernels.{module}"), function)
     run, recorder = InterpretedFunction.run, Recorder()
 
     def recorded(kernel, *args, **kwargs):
@@ -92,25 +143,22 @@ def launched(module: str, function: str, args: tuple) -> tuple[list[list], objec
     InterpretedFunction.run = recorded
     try:
         with recorder:
-            result = getattr(importlib.import_module(module), function)(*args)
+            result = launcher(*arguments)
     finally:
         InterpretedFunction.run = run
-    own = [t for t in args if isinstance(t, Tensor)]
-    own += result if isinstance(result, tuple) else [result]
-    return recorder.finished(own), result
+    own = [t for t in arguments if isinstance(t, Tensor)]
+    own += result if isinstance(result, tuple) else [result] * (result is not None)
+    return recorder.finished(own)
 
 
 def main() -> None:
     from tests import conftest  # noqa: F401  (makes the kernels importable)
 
     torch.use_deterministic_algorithms(True)
-    found = {}
-    for name in CASES:
-        forward, (dy, x, *rest) = arguments_of(name)
-        kernels = "pix2pixhd_fast.kernels.norm_act_pad"
-        ahead, (_, mean, rstd) = launched(kernels, "forward", forward)
-        back, _ = launched(f"{kernels}_backward", "backward", (dy, x, mean, rstd, *rest))
-        found[name] = {"forward": ahead, "backward": back}
+    found = {
+        name: {op: launched(op, arguments_of(op, case)) for op in LAUNCHERS}
+        for name, case in CASES.items()
+    }
     print(json.dumps(found))
 
 

@@ -11,28 +11,31 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pix2pixhd_fast import _launches
+from pix2pixhd_fast import _launches, backend, networks
 from pix2pixhd_fast._launches import Launch, described_ops, launches_of, register_launches
-from pix2pixhd_fast.ops import instance_boundaries, norm_act_pad
+from pix2pixhd_fast.ops import Conv, Norm, instance_boundaries, norm_act_conv, norm_act_pad
 from pix2pixhd_fast.profile.cards import CARDS, LAUNCH_SECONDS, modelled_seconds
-from pix2pixhd_fast.profile.counting import costs_of, register_flop_formulas
+from pix2pixhd_fast.profile.counting import COMPOSED, costs_of, register_flop_formulas
 from pix2pixhd_fast.profile.summary import live_bytes, peak_change
 from pix2pixhd_fast.profile.tracer import Tracer
 from tests.helpers import ROOT
-from tests.launch_recorder import CASES, arguments_of
+from tests.launch_recorder import CASES, LAUNCHERS, arguments_of
 
 OPS = torch.ops.pix2pixhd_fast
 
 
 def test_every_op_describes_its_launches():
+    """Or is composed of ops that do."""
     names = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names()
              if name.startswith("pix2pixhd_fast::")}  # fmt: skip
-    assert names == set(described_ops())
+    composed = {op._opname for op in COMPOSED if op.namespace == "pix2pixhd_fast"}
+    assert composed <= names and set(described_ops()) <= names
+    assert names - composed == set(described_ops()) - composed == {*LAUNCHERS, "instance_boundaries"}
 
 
 @pytest.fixture(scope="module")
 def launched():
-    """What Triton's launchers launch in the interpreter, by case and direction."""
+    """What Triton's launchers launch in the interpreter, by case and op."""
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "1", "PIX2PIXHD_FAST_BACKEND": "triton"}
     command = [sys.executable, "-m", "tests.launch_recorder"]
@@ -41,24 +44,27 @@ def launched():
     return json.loads(result.stdout)
 
 
+def described(name, arguments):
+    op = getattr(OPS, name).default
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        arguments = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        found = launches_of(op, tuple(arguments), {}, op(*arguments))
+    return [(x.name, x.read, x.written, x.scratch) for x in found]
+
+
+@pytest.mark.parametrize("op", LAUNCHERS)
 @pytest.mark.parametrize("case", CASES)
-def test_triton_launches_what_is_described(case, launched):
-    with FakeTensorMode():
-        forward, (dy, x, *rest) = arguments_of(case)
-        result = OPS.norm_act_pad(*forward)
-        ahead = launches_of(OPS.norm_act_pad.default, forward, {}, result)
-        backward = (dy, x, *result[1:], *rest)
-        gradient = OPS.norm_act_pad_backward(*backward)
-        back = launches_of(OPS.norm_act_pad_backward.default, backward, {}, gradient)
-    found = launched[case]
-    assert [(x.name, x.read, x.written, x.scratch) for x in ahead] == [
-        *map(tuple, found["forward"])
-    ]
-    assert [(x.name, x.read, x.written, x.scratch) for x in back] == [
-        *map(tuple, found["backward"])
-    ]
-    copies = sum(x.name == "aten::clone" for x in (*ahead, *back))
-    assert (len(ahead) + len(back), copies) == {"empty": (0, 0), "copied": (9, 3)}.get(case, (6, 0))
+def test_triton_launches_what_is_described(case, op, launched):
+    found = described(op, arguments_of(op, CASES[case]))
+    assert found == [*map(tuple, launched[case][op])]
+
+
+def test_cases_copy_and_split(launched):
+    """What is compared is more than one launch after the other."""
+    launches = {case: sum(map(len, ops.values())) for case, ops in launched.items()}
+    assert launches["planes"] == 6 and launches["planes in parts"] == 8 and launches["empty"] == 0
+    names = [launch[0] for ops in launched["copied"].values() for launch in ops]
+    assert (names.count("aten::clone"), names.count("aten::copy_")) == (1 + 6 + 7 + 9 + 1 + 2, 1)
 
 
 def test_instance_boundaries_launches_its_cuda_kernel():
@@ -87,74 +93,125 @@ def traced(step, shape=(2, 8, 16, 16)):
     return tracer.recording, kept
 
 
-def test_op_is_counted_once_with_what_autograd_keeps():
-    x, y, statistics = 2 * 8 * 256 * 4, 2 * 8 * 18 * 18 * 4, 2 * 8 * 4
-    recording, _ = traced(lambda x: norm_act_pad(x, "relu", padding="reflect", pad=1))
-    assert [launch.op.partition(".")[0] for launch in recording.launches] == ["norm_act_pad"] * 3
+def test_ops_are_counted_by_their_kernels_with_what_autograd_keeps():
+    x, y, statistics = 2 * 8 * 72**2 * 4, 2 * 8 * 74**2 * 4, 2 * 8 * 4
+    shape = (2, 8, 72, 72)
+    recording, _ = traced(lambda x: norm_act_pad(x, "relu", padding="reflect", pad=1), shape)
+    first, second, third = recording.launches
+    assert (first.op, second.op) == (
+        "channel_statistics.statistics",
+        "channel_statistics.combine_statistics",
+    )
+    assert third.op == "norm_act_pad.apply"
     live = live_bytes(recording)
     assert live[-1] - recording.start == y + 2 * statistics
-    scratch = recording.launches[0].cost.scratch
-    assert scratch > 0 and live.max() == live[-1] + scratch
+    scratch = first.cost.scratch
+    assert scratch > 0
     moved = [launch.cost.traffic for launch in recording.launches]
     assert sum(moved) == 2 * x + y + 2 * scratch + 4 * statistics
     # The sum keeps nothing: y goes, and x, mean and rstd stay for the backward.
-    recording, _ = traced(lambda x: norm_act_pad(x, padding="reflect", pad=1)[0].sum())
+    recording, _ = traced(lambda x: norm_act_pad(x, padding="reflect", pad=1)[0].sum(), shape)
     assert live_bytes(recording)[-1] - recording.start == 2 * statistics + 4
 
 
-def test_backward_is_its_three_kernels_and_nothing_more():
+def test_backward_is_its_kernels_and_nothing_more():
     def step(x):
         y, _, _ = norm_act_pad(x, "relu")
         y.backward(torch.empty_like(y))
 
-    names = [launch.op for launch in traced(step)[0].launches if launch.phase == "backward"]
-    kernels = ["reduce_backward", "combine_backward", "apply_backward"]
-    assert names == [f"norm_act_pad_backward.{kernel}" for kernel in kernels]
+    launches = [x for x in traced(step)[0].launches if not x.cost.allocates]
+    names = [launch.op for launch in launches if launch.phase == "backward"]
+    assert names == [f"norm_act_pad_backward.{kernel}" for kernel in ("reduce", "backward")]
+
+
+def convolution(x, eps=1e-5):
+    """norm_act_conv with a weight of its own."""
+    conv = Conv(torch.empty(4, x.shape[1], 3, 3, dtype=x.dtype))
+    return norm_act_conv(x, Norm(), conv, "relu", padding="reflect", pad=1, eps=eps)
 
 
 @pytest.fixture
-def convolving(monkeypatch):
-    """norm_act_pad as if it convolved: two temporaries, of which the second one goes early."""
+def own_engine(monkeypatch):
+    """norm_act_conv as if kernels of ours convolved where there are statistics.
 
-    def describe(x, act, slope, padding, pad, eps, result):
+    With two temporaries, of which the second one goes early.
+    """
+
+    def describe(*arguments, eps, result):
+        if eps is None:
+            return None
         return [
-            Launch("norm_act_pad.statistics", 100, 20, scratch=40),
-            Launch("norm_act_pad.apply", 100, 3000, scratch=40 + 3000),
-            Launch("aten::convolution", 3500, 100, flops=10**12, scratch=3000),
+            Launch("norm_act_conv.pack", 100, 20, scratch=40),
+            Launch("norm_act_conv.convolution", 100, 3000, flops=10**12, scratch=40 + 3000),
+            Launch("norm_act_conv.combine", 3500, 100, scratch=3000),
         ]
 
     monkeypatch.setattr(_launches, "_descriptions", dict(_launches._descriptions))
-    register_launches("norm_act_pad", describe)
+    register_launches("norm_act_conv", lambda *a, result: describe(*a, eps=a[-1], result=result))
 
 
-def test_library_calls_and_several_temporaries(convolving):
-    shape = (1, 4, 8, 8)
-    recording, _ = traced(lambda x: norm_act_pad(x), shape)
-    assert [launch.cost.scratch for launch in recording.launches] == [40, 3040, 3000]
+def test_composed_op_that_describes_its_call_is_not_looked_into(own_engine):
+    recording, _ = traced(convolution, (1, 4, 8, 8))
+    launches = [x for x in recording.launches if not x.cost.allocates]
+    names = [launch.op for launch in launches]
+    assert names == [f"norm_act_conv.{name}" for name in ("pack", "convolution", "combine")]
+    assert [launch.cost.scratch for launch in launches] == [40, 3040, 3000]
     live = live_bytes(recording)
     assert live.max() == live[-1] + 3040
     peak = recording.launches[recording.launch_at[peak_change(recording)] - 1]
-    assert peak.op == "norm_act_pad.apply"
+    assert peak.op == "norm_act_conv.convolution"
     assert {b.kind for b in recording.blocks if b.bytes in (40, 3000, 3040)} == {"workspace"}
     card = CARDS[0]
-    moved = (120 + 3100) / card.bandwidth
-    seconds = 3 * LAUNCH_SECONDS + moved + 10**12 / card.tf32
-    assert modelled_seconds(recording.launches, card) == pytest.approx(seconds)
+    moved = (120 + 3100 + 3600) / card.bandwidth
+    seconds = 3 * LAUNCH_SECONDS + moved + 10**12 / card.tf32 - 3100 / card.bandwidth
+    assert modelled_seconds(launches, card) == pytest.approx(seconds)
+
+
+def test_composed_op_without_a_description_of_its_call_is_looked_into(own_engine):
+    recording, _ = traced(lambda x: convolution(x, None), (1, 4, 8, 8))
+    names = [launch.op for launch in recording.launches if not launch.cost.allocates]
+    assert names == ["clone", "norm_act_pad.apply", "convolution"]
+    (flops,) = {x.cost.flops for x in recording.launches} - {0}
+    assert flops == 2 * 9 * 4 * 4 * 64
+
+
+def test_described_op_inside_a_composed_one(own_engine):
+    """A residual block is looked into, its convolutions are not."""
+
+    def block(x):
+        weights = torch.empty(8, 8, 3, 3), torch.empty(8, 8, 3, 3)
+        none = (None, None)
+        rest = ("relu", 0.2, "reflect", 0, 0, 1e-5, 1e-5)
+        return OPS.residual_block(x.contiguous(memory_format=torch.channels_last), *weights,
+                                  *none, *rest)  # fmt: skip
+
+    names = [x.op for x in traced(block)[0].launches if not x.cost.allocates]
+    engine = [f"norm_act_conv.{name}" for name in ("pack", "convolution", "combine")]
+    assert names == ["clone", *engine, *engine, "norm_act_pad.apply"]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_pytorchs_own_counter_sees_the_arithmetic(convolving):
+def test_pytorchs_own_counter_sees_the_arithmetic_once():
     register_flop_formulas()  # a second time: nothing is registered twice
-    x = torch.zeros(1, 4, 8, 8)
-    with FlopCounterMode(display=False) as counter:
-        OPS.norm_act_pad(x, "none", 0.2, "none", 0, 1e-5)
-    assert counter.get_total_flops() == 10**12
+    net = networks.define_G(3, 3, 4, "local", 2, 2, 1, 1)
+    x = torch.zeros(1, 3, 32, 32)
+    counted = {}
+    for name in ("eager", "fused"):
+        with backend(name), FlopCounterMode(display=False) as counter:
+            net(x).sum().backward()
+        ahead = counter.get_flop_counts()["Global"]
+        counted[name] = counter.get_total_flops()
+    ops = {packet.__name__ for packet in ahead}
+    assert {"norm_act_conv", "residual_block", "residual_block_backward"} <= ops
+    assert not {"convolution", "convolution_backward"} & ops
+    assert counted["fused"] == counted["eager"] > 0
 
 
 def test_op_without_description_is_one_launch(monkeypatch):
     monkeypatch.setattr(_launches, "_descriptions", {})
     recording, _ = traced(lambda x: norm_act_pad(x)[0])
-    assert [launch.op for launch in recording.launches] == ["norm_act_pad"]
+    names = [launch.op for launch in recording.launches]
+    assert names == ["channel_statistics", "norm_act_pad_apply"]
     ids = torch.zeros(1, 1, 4, 4, dtype=torch.int32)
     ((name, cost),) = costs_of(
         OPS.instance_boundaries.default, (ids,), {}, instance_boundaries(ids)
@@ -164,6 +221,6 @@ def test_op_without_description_is_one_launch(monkeypatch):
 
 def test_low_precision_is_that_of_the_arguments():
     x = torch.zeros(1, 2, 4, 4, dtype=torch.bfloat16)
-    op = OPS.norm_act_pad.default
-    arguments = (x, "none", 0.2, "none", 0, 1e-5)
+    op = OPS.fold.default
+    arguments = (x, "reflect", 1)
     assert all(cost.low for _, cost in costs_of(op, arguments, {}, op(*arguments)))

@@ -1,13 +1,17 @@
-"""How the kernels of the memory passes see a tensor, their blocks and grids; no kernels.
+"""How the kernels of the memory passes see a tensor; their blocks, grids and launches.
 
 Memory is [images, rows, columns, channels]: the channels_last format, or the default one as N * C
 images of one channel. A program works on blocks of [BLOCK_P pixels, BLOCK_C channels] of one image.
 """
 
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from pix2pixhd_fast._launches import Launch, bytes_of, copies_of, scratch_of
 
 # 16 values for each thread of 4 warps, but 8 pixels, whose indices take registers: with 16, sm_90
 # spills.
@@ -55,7 +59,7 @@ class Plan:
         self.images, self.channels = (n, c) if last else (n * c, 1)
         # A parameter [C] is that of the image modulo `groups`.
         self.groups = 1 if last else c
-        self.block_c = min(MAX_BLOCK_C, 1 << max(self.channels - 1, 0).bit_length())
+        self.block_c = min(MAX_BLOCK_C, 1 << (self.channels - 1).bit_length())
         if sums and self.pixels <= FEW_PIXELS and self._columns() < PROGRAMS:
             self.block_c = min(NARROW_BLOCK_C, self.block_c)
         self.block_p = min(MAX_BLOCK_P, BLOCK // self.block_c)
@@ -108,6 +112,33 @@ class Plan:
     def partial(self, x: Tensor, splits: int) -> Tensor:
         """The sums of each part, uninitialised."""
         return torch.empty(self.partial_shape(splits), dtype=torch.float32, device=x.device)
+
+    def copies(
+        self,
+        whole: Iterable[Tensor] = (),
+        pictures: Iterable[Tensor | None] = (),
+        parameters: Iterable[Tensor | None] = (),
+    ) -> list[Launch]:
+        """The copies of what a launcher needs dense altogether, in rows, and in the default format.
+
+        They are made in this order.
+        """
+        copied = [t for t in whole if not t.is_contiguous(memory_format=self.layout)]
+        copied += [t for t in pictures if t is not None and not self.has_dense_rows(t)]
+        copied += [t for t in parameters if t is not None and not t.is_contiguous()]
+        return copies_of(copied)
+
+    def sum_launches(
+        self, name: str, combine: str, copies: list[Launch], pixels: int, read: int, result: tuple
+    ) -> list[Launch]:
+        """The launches of a sum over so many pixels: of the copies, the parts and their sum."""
+        splits, _ = self.splits(pixels)
+        scratch, sums = scratch_of(copies), bytes_of(*result)
+        if splits == 1:
+            return [*copies, Launch(name, read, sums, scratch=scratch)]
+        parts = math.prod(self.partial_shape(splits)) * torch.float32.itemsize
+        first = Launch(name, read, parts, scratch=scratch + parts)
+        return [*copies, first, Launch(combine, parts, sums, scratch=scratch + parts)]
 
 
 def _parts(count: int, size: int) -> int:

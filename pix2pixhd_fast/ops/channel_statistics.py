@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
+from pix2pixhd_fast._launches import Launch, bytes_of, register_launches
 from pix2pixhd_fast._library import define, kernel, register_triton
+from pix2pixhd_fast.ops.blocks import Plan
 
 
 def wide(x: Tensor) -> Tensor:
@@ -27,9 +29,18 @@ def channel_statistics_ref(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return mean, (variance + eps).rsqrt()
 
 
+def _launches(x: Tensor, eps: float, result: tuple[Tensor, Tensor]) -> list[Launch]:
+    if x.numel() == 0:
+        return []
+    plan = Plan(x, *x.shape[2:], sums=True)
+    names = ("channel_statistics.statistics", "channel_statistics.combine_statistics")
+    return plan.sum_launches(*names, plan.copies([x]), plan.pixels, bytes_of(x), result)
+
+
 define(
     "channel_statistics",
     "(Tensor x, float eps) -> (Tensor mean, Tensor rstd)",
     channel_statistics_ref,
 )
 register_triton("channel_statistics", "pix2pixhd_fast.kernels.channel_statistics:launch")
+register_launches("channel_statistics", _launches)

@@ -4,7 +4,13 @@ import torch
 from torch import Tensor
 
 from pix2pixhd_fast._backend import current_backend
-from pix2pixhd_fast._launches import Launch, bytes_of, copies_of, register_launches
+from pix2pixhd_fast._launches import (
+    Launch,
+    bytes_of,
+    copies_of,
+    register_launches,
+    scratch_of,
+)
 from pix2pixhd_fast._library import define
 from pix2pixhd_fast.errors import InputError
 
@@ -43,10 +49,9 @@ def instance_boundaries_ref(ids: Tensor) -> Tensor:
 def _launches(ids: Tensor, result: Tensor) -> list[Launch]:
     if ids.numel() == 0:
         return []
-    copies = copies_of([ids])
-    scratch = copies[-1].scratch if copies else 0
+    copies = copies_of([] if ids.is_contiguous() else [ids])
     mark = "instance_boundaries.mark_boundaries"
-    return [*copies, Launch(mark, bytes_of(ids), bytes_of(result), scratch=scratch)]
+    return [*copies, Launch(mark, bytes_of(ids), bytes_of(result), scratch=scratch_of(copies))]
 
 
 define("instance_boundaries", "(Tensor ids) -> Tensor", instance_boundaries_ref)

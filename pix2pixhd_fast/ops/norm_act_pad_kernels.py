@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pix2pixhd_fast._launches import Launch, bytes_of, register_launches, scratch_of
 from pix2pixhd_fast._library import define, register_triton
-from pix2pixhd_fast.ops.blocks import layout_of
+from pix2pixhd_fast.ops.blocks import Plan, layout_of
 from pix2pixhd_fast.ops.channel_statistics import wide
 
 # The names that F.pad has for them.
@@ -171,6 +172,65 @@ def no_second_derivative(name: str):
     return refuse
 
 
+def _apply_launches(
+    x, mean, rstd, gamma, beta, residual, act, slope, padding, pad, result
+) -> list[Launch]:
+    if result.numel() == 0:
+        return []
+    parameters = (mean, rstd, gamma, beta)
+    copies = Plan(x, *x.shape[2:]).copies((), (x, residual), parameters)
+    read, scratch = bytes_of(x, residual, *parameters), scratch_of(copies)
+    return [*copies, Launch("norm_act_pad.apply", read, bytes_of(result), scratch=scratch)]
+
+
+def _reduce_launches(
+    dy, x, minus, mean, rstd, gamma, beta, act, slope, padding, pad, result
+) -> list[Launch]:
+    if x.numel() == 0:
+        return []
+    plan = Plan(x, *x.shape[2:], sums=True)
+    parameters = (mean, rstd, gamma, beta)
+    copies = plan.copies((dy,), (x, minus), parameters)
+    names = ("norm_act_pad_backward.reduce", "norm_act_pad_backward.combine")
+    pixels = dy.shape[2] * dy.shape[3]
+    return plan.sum_launches(*names, copies, pixels, bytes_of(dy, x, minus, *parameters), result)
+
+
+def _backward_launches(
+    dy, x, minus, mean, rstd, gamma, beta, mean_g, mean_dot, act, slope, padding, pad, result
+) -> list[Launch]:
+    if x.numel() == 0:
+        return []
+    parameters = (mean, rstd, gamma, beta, mean_g, mean_dot)
+    copies = Plan(x, *x.shape[2:]).copies((dy,), (x, minus), parameters)
+    read, scratch = bytes_of(dy, x, minus, *parameters), scratch_of(copies)
+    name = "norm_act_pad_backward.backward"
+    return [*copies, Launch(name, read, bytes_of(result), scratch=scratch)]
+
+
+def _fold_launches(dy, padding, pad, result) -> list[Launch]:
+    if result.numel() == 0:
+        return []
+    copies = Plan(dy, *result.shape[2:]).copies([dy])
+    read, scratch = bytes_of(dy), scratch_of(copies)
+    return [*copies, Launch(FOLD, read, bytes_of(result), scratch=scratch)]
+
+
+def _fold_add_launches(dx, dy, border, padding, pad, result) -> list[Launch]:
+    """Where the rows of dx are not dense, into a copy, which is copied back."""
+    into = inner(dx, border)
+    if into.numel() == 0:
+        return []
+    plan = Plan(dx, *into.shape[2:])
+    copies = plan.copies([dy], [into])
+    size, scratch = bytes_of(into), scratch_of(copies)
+    fold = Launch(FOLD, bytes_of(dy) + size, size, scratch=scratch)
+    if plan.has_dense_rows(into):
+        return [*copies, fold]
+    return [*copies, fold, Launch("aten::copy_", size, size, scratch=scratch)]
+
+
+FOLD = "norm_act_pad_backward.fold"
 PROLOGUE = "Tensor? mean, Tensor? rstd, Tensor? gamma, Tensor? beta"
 ACT_PAD = "str act, float slope, str padding, int pad"
 define(
@@ -198,6 +258,11 @@ define(
 )
 for name in ("norm_act_pad_reduce", "norm_act_pad_backward", "fold"):
     torch.library.register_autograd(f"pix2pixhd_fast::{name}", no_second_derivative("norm_act_pad"))
+register_launches("norm_act_pad_apply", _apply_launches)
+register_launches("norm_act_pad_reduce", _reduce_launches)
+register_launches("norm_act_pad_backward", _backward_launches)
+register_launches("fold", _fold_launches)
+register_launches("fold_add_", _fold_add_launches)
 register_triton("norm_act_pad_apply", "pix2pixhd_fast.kernels.norm_act_pad:apply")
 register_triton("norm_act_pad_reduce", "pix2pixhd_fast.kernels.norm_act_pad_backward:reduce")
 register_triton("norm_act_pad_backward", "pix2pixhd_fast.kernels.norm_act_pad_backward:backward")

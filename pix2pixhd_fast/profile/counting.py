@@ -2,14 +2,30 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from pix2pixhd_fast._launches import Launch, described_ops, launches_of
+from pix2pixhd_fast._library import reference
 
+# Ops of this package that are no kernels but compositions of kernels, unless they describe launches
+# of their own.
+COMPOSED = {
+    getattr(torch.ops.pix2pixhd_fast, name).default: reference(name)
+    for name in (
+        "norm_act_pad",
+        "normalise_backward",
+        "norm_act_conv",
+        "norm_act_conv_backward",
+        "residual_block",
+        "residual_block_backward",
+    )
+}
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 # They return a tensor on memory that is there already, although their schema does not say so.
 _HIDDEN_VIEWS = {"lift_fresh", "_unsafe_view", "_reshape_alias"}
@@ -18,6 +34,19 @@ _OVERWRITTEN = {"copy_", "fill_", "zero_", "normal_", "uniform_", "_foreach_zero
 _SCATTERS = {"scatter_", "index_put_", "index_copy_", "index_fill_"}
 _GATHERS = {"gather", "index", "index_select"}
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+@cache
+def inside_of(op: torch._ops.OpOverload) -> Callable | None:
+    """A function that computes `op` by other ops; None where it is one itself.
+
+    PyTorch decomposes its own ops before anybody sees them, but not inside an op of ours, where
+    `contiguous` would pass for a view.
+    """
+    implicit = op.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
+        op.name(), "CompositeImplicitAutograd"
+    )
+    return COMPOSED.get(op) or (op.decompose if implicit else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +73,8 @@ def costs_of(
 ) -> list[tuple[str, Cost]]:
     """The names and costs of what a call that returned `out` launches.
 
-    An op of this package launches what it describes; any other op, or one without a description,
-    is one launch, views and questions (sizes, values) are none.
+    An op of this package launches what it describes; any other op is one launch, views and
+    questions (sizes, values) are none.
     """
     described = launches_of(op, args, kwargs, out)
     if described is None:
@@ -78,21 +107,46 @@ def cost_of(op: torch._ops.OpOverload, args: tuple, kwargs: dict, out: object) -
 
 
 def register_flop_formulas() -> None:
-    """Let `torch.utils.flop_counter` count the arithmetic of the ops whose launches are described.
+    """Let `torch.utils.flop_counter` count the arithmetic of the ops of this package.
 
-    What is registered already stays.
+    It sees an op that is composed of others from outside, as one. What is registered already stays.
     """
-    for name in described_ops():
-        packet = getattr(torch.ops.pix2pixhd_fast, name)
-        if packet not in flop_registry:
-            register_flop_formula(packet, get_raw=True)(_flop_formula(packet.default))
+    described = [getattr(torch.ops.pix2pixhd_fast, name).default for name in described_ops()]
+    for op in {*described, *COMPOSED}:
+        if op.overloadpacket not in flop_registry:
+            formula = _flops_inside if op in COMPOSED else _flops_described
+            register_flop_formula(op.overloadpacket, get_raw=True)(partial(formula, op))
 
 
-def _flop_formula(op: torch._ops.OpOverload) -> Callable[..., int]:
-    def formula(*args, out_val=None, **kwargs) -> int:
-        return sum(launch.flops for launch in launches_of(op, args, kwargs, out_val) or ())
+def _flops_described(op: torch._ops.OpOverload, *args, out_val: object = None, **kwargs) -> int:
+    return sum(launch.flops for launch in launches_of(op, args, kwargs, out_val) or ())
 
-    return formula
+
+def _flops_inside(op: torch._ops.OpOverload, *args, out_val: object = None, **kwargs) -> int:
+    """Of the ops that `op` is composed of, from tensors without values."""
+    args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+    with _Arithmetic() as arithmetic:
+        COMPOSED[op](*args, **kwargs)
+    return arithmetic.flops
+
+
+class _Arithmetic(TorchDispatchMode):
+    """Sums the formulas of the ops under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        inside = inside_of(op)
+        if inside is not None:
+            with self:
+                return inside(*args, **kwargs)
+        out = op(*args, **kwargs)
+        formula = flop_registry.get(op.overloadpacket)
+        self.flops += formula(*args, **kwargs, out_val=out) if formula else 0
+        return out
 
 
 def tensors_in(tree: object) -> list[Tensor]:

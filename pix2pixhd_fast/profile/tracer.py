@@ -15,29 +15,12 @@ from torch.nn.modules.module import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pix2pixhd_fast._library import reference
-from pix2pixhd_fast.profile.counting import Cost, costs_of, tensors_in
+from pix2pixhd_fast._launches import described_ops, launches_of
+from pix2pixhd_fast.profile.counting import Cost, costs_of, inside_of, tensors_in
 
 KINDS = ("weights", "gradients", "optimiser", "inputs", "activations", "workspace")
 # Instances that a picture is taken to have where their number decides about sizes: E alone asks.
 ASSUMED_INSTANCES = 100
-# Ops that are no kernels but compositions of kernels, which are what is recorded.
-COMPOSED = {
-    **{
-        getattr(torch.ops.pix2pixhd_fast, name).default: reference(name)
-        for name in (
-            "norm_act_pad",
-            "norm_act_conv",
-            "norm_act_conv_backward",
-            "residual_block",
-            "residual_block_backward",
-        )
-    },
-    **{
-        op: op.decompose
-        for op in (torch.ops.aten.conv2d.default, torch.ops.aten.conv_transpose2d.input)
-    },
-}
 
 
 @dataclass(slots=True)
@@ -148,9 +131,10 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if op in COMPOSED:
+        inside = inside_of(op)
+        if inside is not None and not self._describes(op, args, kwargs):
             with self._looking_inside():
-                return COMPOSED[op](*args, **kwargs)
+                return inside(*args, **kwargs)
         out = _run(op, args, kwargs)
         phase, path = self._place()
         if phase == "backward" and self.recording.forward_end is None:
@@ -176,6 +160,13 @@ class Tracer(TorchDispatchMode):
             yield
         finally:
             super().__exit__(None, None, None)
+
+    @staticmethod
+    def _describes(op: torch._ops.OpOverload, args: tuple, kwargs: dict) -> bool:
+        """Whether the op says what this call launches."""
+        if op.namespace != "pix2pixhd_fast" or op._opname not in described_ops():
+            return False
+        return launches_of(op, args, kwargs, _run(op, args, kwargs)) is not None
 
     def _place(self) -> tuple[str, str]:
         """Phase and module of the op that runs now."""
