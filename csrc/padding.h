@@ -82,19 +82,21 @@ struct Folding {
     if (mirrors == 0 && left == first && right == last) {
       return load_tile(at(row + pad, first + pad), count, buffer);
     }
-    std::fill_n(buffer, count, 0.0f);
-    const auto add_row = [&](int64_t r) {
-      add_tile(at(r, first + pad), count, buffer);
-      const auto add_mirrors = [&](int64_t column) {
+    const auto add_mirrors = [&](int64_t r, int64_t begin, int64_t end) {
+      for (int64_t column = begin; column < end; ++column) {
         padding.for_each_mirror(column, width, [&](int64_t mirror) {
           add_tile(at(r, mirror), channels, buffer + (column - first) * channels);
         });
-      };
-      for (int64_t column = first; column < left; ++column) add_mirrors(column);
-      for (int64_t column = right; column < last; ++column) add_mirrors(column);
+      }
     };
-    add_row(row + pad);
-    padding.for_each_mirror(row, pictures.height, add_row);
+    copy_tile(at(row + pad, first + pad), count, buffer);
+    add_mirrors(row + pad, first, left);
+    add_mirrors(row + pad, right, last);
+    padding.for_each_mirror(row, pictures.height, [&](int64_t r) {
+      add_tile(at(r, first + pad), count, buffer);
+      add_mirrors(r, first, left);
+      add_mirrors(r, right, last);
+    });
     return buffer;
   }
 };
