@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from pix2pixhd_fast.nn.layers import Layer, fingerprint, read_layer
+from pix2pixhd_fast.nn.layers import Layer, read_layer
 from pix2pixhd_fast.nn.steps import ChainedStep, ConvStep, OrdinaryStep, SkipStep, Step
 
 
@@ -20,11 +20,10 @@ class Pair(NamedTuple):
 class Plan(NamedTuple):
     """`steps`, and the `pair` that they are where they are the branch of a residual block.
 
-    `children`: fingerprints; a plan serves as long as they are the same. It holds modules and facts
-    about them, no tensors.
+    It holds modules and facts about them, no tensors, and serves as long as their fingerprints
+    (`layers.fingerprint`) are the same.
     """
 
-    children: tuple[tuple, ...]
     steps: tuple[Step, ...]
     pair: Pair | None
 
@@ -35,7 +34,6 @@ def compile_plan(children: Iterable[nn.Module]) -> Plan:
     A convolution takes the padding in front of it, the norm behind it and the activation behind
     that into its step; what has no fused step is an `OrdinaryStep`, which says why.
     """
-    children = tuple(children)
     layers = tuple(read_layer(child) for child in children)
     steps: list[Step] = []
     index = 0
@@ -43,7 +41,7 @@ def compile_plan(children: Iterable[nn.Module]) -> Plan:
         step = _step_at(layers, index)
         steps.append(step)
         index += len(step.layers)
-    return Plan(tuple(fingerprint(child) for child in children), tuple(steps), _pair(steps))
+    return Plan(tuple(steps), _pair(steps))
 
 
 def _pair(steps: list[Step]) -> Pair | None:

@@ -26,7 +26,8 @@ class Sequence(nn.Sequential, Chained):
     one by one.
     """
 
-    _plan: Plan | None = None
+    # The fingerprints of the children, and the plan that was made of them.
+    _plan: tuple[tuple, Plan] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         if current_backend() == "eager":
@@ -52,10 +53,10 @@ class Sequence(nn.Sequential, Chained):
         """The plan of the children as they are now: kept until they change."""
         if torch.compiler.is_compiling():
             return compile_plan(self)
-        plan = self._plan
-        if plan is None or plan.children != tuple(map(fingerprint, self._modules.values())):
-            plan = self._plan = compile_plan(self)
-        return plan
+        prints = tuple(map(fingerprint, self._modules.values()))
+        if self._plan is None or self._plan[0] != prints:
+            self._plan = prints, compile_plan(self)
+        return self._plan[1]
 
     def _steps(self, held: list[Pending], border: str) -> Pending:
         """All steps in order on what `held` gives up."""
