@@ -1,0 +1,1 @@
+def engine(layer): return "triton"

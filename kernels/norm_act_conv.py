@@ -1,0 +1,103 @@
+"""norm_act_conv in Triton: one pass over memory, and a small one for the statistics."""
+
+import torch
+from pix2pixhd_fast.kernels.conv_engine import engine
+from pix2pixhd_fast.kernels.norm_act_conv_kernels import combine_kernel, convolution_kernel
+from pix2pixhd_fast.kernels.norm_act_conv_plan import Layer, Plan, plan
+from torch import Tensor
+
+
+def forward(
+    x, mean, rstd, gamma, beta, weight, bias, norm, act, slope, padding, pad,
+    stride, transposed, output_padding, dead_bias, eps,
+):  # fmt: skip
+    """The op norm_act_conv on the GPU: its arguments, by the engine for its shapes."""
+    from pix2pixhd_fast.ops.norm_act_conv import compose
+
+    bias = None if dead_bias else bias
+    layer = Layer(
+        tuple(x.shape), tuple(weight.shape), x.dtype,
+        any(t is not None for t in (mean, gamma, beta)), act, padding, pad, stride, transposed,
+        output_padding, bias is not None, eps is not None,
+    )  # fmt: skip
+    norms = (mean, rstd, gamma, beta)
+    if engine(layer) == "library":
+        return compose(
+            x, *norms, weight, bias, norm, act, slope, padding, pad,
+            stride, transposed, output_padding, dead_bias, eps,
+        )  # fmt: skip
+    return convolve(layer, x, norms, weight, bias, slope, eps)
+
+
+def convolve(
+    layer: Layer,
+    x: Tensor,
+    norms: tuple[Tensor | None, ...],
+    weight: Tensor,
+    bias: Tensor | None,
+    slope: float,
+    eps: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, mean and rstd of a layer that is supported; `norms`: mean, rstd, gamma, beta."""
+    shape = plan(layer)
+    x = x.contiguous(memory_format=torch.channels_last)
+    norms = [t if t is None else t.contiguous() for t in norms]
+    y = torch.empty(
+        layer.y, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
+    single = {"dtype": torch.float32, "device": x.device}
+    parts = (None, None)
+    if eps is not None:
+        parts = torch.empty(2, *y.shape[:2], shape.tiles, **single)
+    mean, rstd = torch.empty(2, *(y.shape[:2] if eps is not None else (0,)), **single)
+    sizes = (*layer.x[2:], shape.rows, shape.columns, shape.tiles, shape.tiles_x)
+    with torch.cuda.device_of(x):
+        convolution_kernel[(layer.x[0] * shape.tiles * shape.blocks,)](
+            x, pack(weight, layer, shape), *norms, bias, y, *parts, slope, *sizes,
+            **constants(layer, shape), num_warps=shape.num_warps, num_stages=shape.num_stages,
+        )  # fmt: skip
+        if eps is not None:
+            combine_kernel[(mean.numel(),)](
+                *parts, mean, rstd, eps, *sizes[2:], **combine_constants(shape)
+            )
+    return y, mean, rstd
+
+
+def constants(layer: Layer, shape: Plan) -> dict[str, object]:
+    """The constants of convolution_kernel."""
+    exact = layer.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32
+    return {
+        "C": layer.x[1], "K": layer.channels, "KH": layer.weight[2], "KW": layer.weight[3],
+        "STRIDE": 1 if layer.transposed else layer.stride, "UP": shape.up, "PAD": layer.pad,
+        "ACT": layer.act, "PADDING": "zero" if layer.transposed else layer.padding,
+        "FLAT": shape.flat, "SHIFT": shape.shift, "PRECISION": "ieee" if exact else "tf32",
+        "BLOCK_H": shape.block_h, "BLOCK_W": shape.block_w, "BLOCK_N": shape.block_n,
+        "BLOCK_R": shape.block_r,
+    }  # fmt: skip
+
+
+def combine_constants(shape: Plan) -> dict[str, int]:
+    """The constants of combine_kernel."""
+    names = ("UP", "BLOCK_H", "WIDTH", "BLOCK_T")
+    values = (shape.up, shape.block_h, shape.tile_width, shape.block_t)
+    return dict(zip(names, values, strict=True))
+
+
+def pack(weight: Tensor, layer: Layer, shape: Plan) -> Tensor:
+    """The weights as the kernel reads them, zero where blocks reach beyond them.
+
+    One launch that reads and writes the weights once, and one more that fills with zeros where
+    there is something beyond: 74 KB for 3x3 and 64 to 64 channels in 16 bits.
+    """
+    taps = weight.permute(2, 3, 0, 1) if layer.transposed else weight.permute(2, 3, 1, 0)
+    kh, kw, channels, outputs = taps.shape
+    steps = kh if shape.flat or shape.shift > 1 else kh * kw
+    packed = weight.new_zeros(shape.packed_shape(steps))
+    if shape.shift > 1:
+        into = packed.unflatten(2, (shape.shift, -1))[:, :channels, :kw, :outputs]
+        into.permute(0, 2, 1, 3).copy_(taps)
+    elif shape.flat:
+        packed[:, : kw * channels, :outputs].unflatten(1, (kw, channels)).copy_(taps)
+    else:
+        packed[:, :channels, :outputs].unflatten(0, (kh, kw)).copy_(taps)
+    return packed
