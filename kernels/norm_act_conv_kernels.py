@@ -53,32 +53,36 @@ def _axis(phase, PAD: tl.constexpr, TAPS: tl.constexpr, UP: tl.constexpr):
 @triton.jit
 def _load(
     x, row, column, r, inside, height, width,
-    C: tl.constexpr, R: tl.constexpr, FLAT: tl.constexpr, PADDING: tl.constexpr, CHECK: tl.constexpr,
+    C: tl.constexpr, R: tl.constexpr, FLAT: tl.constexpr, PADDING: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """x at row, column [BLOCK_M, 1] and r [1, BLOCK_R], and where it is; not CHECK: everywhere."""
+    """x at row, column [BLOCK_M, 1] and r [1, BLOCK_R], and where; `inside` None: everywhere."""
     channel = r
-    if FLAT and PADDING != "none":
+    if FLAT and inside is not None:
         column = column + r // C
         channel = r % C
     row = _source(row, height, PADDING)
     column = _source(column, width, PADDING)
     at = x + (row * width + column) * C + channel
     there = r < R
-    if CHECK:
+    if inside is not None:
         there = there & inside
         if PADDING == "zero":
             there = there & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        values = tl.load(at, mask=there, other=0.0)
-    elif R % r.shape[1] != 0:
-        values = tl.load(at, mask=there, other=0.0)
-    else:
+    if inside is None and R % BLOCK_R == 0:
         values = tl.load(at)
+    else:
+        values = tl.load(at, mask=there, other=0.0)
     return values, there
 
 
 @triton.jit
-def _channel_constants(mean, rstd, gamma, beta, c, mask):
-    """What (x - shift) * scale + offset normalises with, each of the shape of c."""
+def _load_norm(mean, rstd, gamma, beta, c, mask, EXACT: tl.constexpr):
+    """shift, scale and offset of z = (x - shift) * scale + offset, each of the shape of c.
+
+    Not EXACT: shift is 0, so that one multiply-add does it. That rounds at the magnitude of x, as
+    16-bit x is rounded already, 2**13 times as coarsely.
+    """
     shift = tl.zeros(c.shape, tl.float32)
     scale = tl.full(c.shape, 1.0, tl.float32)
     offset = tl.zeros(c.shape, tl.float32)
@@ -89,7 +93,28 @@ def _channel_constants(mean, rstd, gamma, beta, c, mask):
         scale = scale * tl.load(gamma + c, mask=mask, other=0.0).to(tl.float32)
     if beta is not None:
         offset = tl.load(beta + c, mask=mask, other=0.0).to(tl.float32)
+    if not EXACT:
+        offset = offset - shift * scale
     return shift, scale, offset
+
+
+@triton.jit
+def _normalise(
+    values, shift, scale, offset, slope,
+    NORMED: tl.constexpr, EXACT: tl.constexpr, ACT: tl.constexpr,
+):  # fmt: skip
+    """act(norm(x)), rounded to the dtype of x."""
+    z = values.to(tl.float32)
+    if NORMED:
+        if EXACT:
+            z = z - shift
+        z = z * scale + offset
+    if ACT == "relu":
+        # One instruction instead of two, where it is executed for every tap.
+        z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        z = activate(z, slope, ACT)
+    return z.to(values.dtype)
 
 
 @triton.jit
@@ -97,30 +122,28 @@ def _sums(
     x, w, mean, rstd, gamma, beta, slope, row, column, inside, n, height, width,
     taps_y, taps_x, first, step_y, step_x,
     C: tl.constexpr, R: tl.constexpr, N: tl.constexpr, FLAT: tl.constexpr, ACT: tl.constexpr,
-    PADDING: tl.constexpr, CHECK: tl.constexpr, PRECISION: tl.constexpr,
+    PADDING: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """The sums of products [BLOCK_M, BLOCK_N]; row and column [BLOCK_M, 1]: where x begins."""
+    NORMED: tl.constexpr = mean is not None or gamma is not None or beta is not None
+    EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, R, BLOCK_R):
         r = (start + tl.arange(0, BLOCK_R))[None, :]
         c = r % C if FLAT else r
-        shift, scale, offset = _channel_constants(mean, rstd, gamma, beta, c, r < R)
+        shift, scale, offset = _load_norm(mean, rstd, gamma, beta, c, r < R, EXACT)
         rows = (start + tl.arange(0, BLOCK_R))[:, None] * N + n[None, :]
         for step in range(taps_y * taps_x):
             ty = step // taps_x
             tx = step % taps_x
             values, there = _load(
-                x, row + ty, column + tx, r, inside, height, width, C, R, FLAT, PADDING, CHECK
+                x, row + ty, column + tx, r, inside, height, width, C, R, FLAT, PADDING, BLOCK_R
             )
-            if mean is not None or gamma is not None or beta is not None or ACT != "none":
-                z = values.to(tl.float32)
-                if mean is not None or gamma is not None or beta is not None:
-                    z = (z - shift) * scale + offset
-                z = activate(z, slope, ACT)
+            if NORMED or ACT != "none":
+                values = _normalise(values, shift, scale, offset, slope, NORMED, EXACT, ACT)
                 if PADDING == "zero":
-                    z = tl.where(there, z, 0.0)
-                values = z.to(x.dtype.element_ty)
+                    values = tl.where(there, values, 0.0)
             tap = first + ty * step_y + tx * step_x
             weights = tl.load(w + tap * (tl.cdiv(R, BLOCK_R) * BLOCK_R * N) + rows)
             acc = tl.dot(values, weights, acc, input_precision=PRECISION)
@@ -173,6 +196,7 @@ def convolution_kernel(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     TAPS_X: tl.constexpr = 1 if FLAT or SHIFT > 1 else KW
+    R: tl.constexpr = KW * C if FLAT else C
     OUTPUTS: tl.constexpr = BLOCK_N // SHIFT
     BLOCKS: tl.constexpr = (K + OUTPUTS - 1) // OUTPUTS
     BLOCK_M: tl.constexpr = BLOCK_H * BLOCK_W
@@ -193,13 +217,30 @@ def convolution_kernel(
     if mean is not None:
         mean += image * C
         rstd += image * C
-    acc = _sums(
-        x, w, mean, rstd, gamma, beta, slope, row * STRIDE + begin_y, column * STRIDE + begin_x,
-        inside, block * BLOCK_N + tl.arange(0, BLOCK_N), height, width, taps_y, taps_x,
-        first_y * TAPS_X + first_x, step_y * TAPS_X, step_x,
-        C, KW * C if FLAT else C, BLOCKS * BLOCK_N, FLAT, ACT, PADDING, True, PRECISION,
-        BLOCK_M, BLOCK_N, BLOCK_R,
-    )  # fmt: skip
+    row_x = row * STRIDE + begin_y
+    column_x = column * STRIDE + begin_x
+    last_y = (top + BLOCK_H - 1) * STRIDE + begin_y + taps_y - 1
+    last_x = (left + BLOCK_W - 1) * STRIDE + begin_x + (KW if FLAT else taps_x) - 1
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = first_y * TAPS_X + first_x
+    # Most tiles read no padding, and need neither its arithmetic nor masks.
+    if (tl.minimum(top * STRIDE + begin_y, left * STRIDE + begin_x) >= 0) & (last_y < height) & (
+        last_x < width
+    ):
+        acc = _sums(
+            x, w, mean, rstd, gamma, beta, slope, row_x, column_x, None, n, height, width,
+            taps_y, taps_x, first, step_y * TAPS_X, step_x, C, R, BLOCKS * BLOCK_N, FLAT, ACT,
+            "none", PRECISION, BLOCK_M, BLOCK_N, BLOCK_R,
+        )  # fmt: skip
+    else:
+        acc = _sums(
+            x, w, mean, rstd, gamma, beta, slope, row_x, column_x, inside, n, height, width,
+            taps_y, taps_x, first, step_y * TAPS_X, step_x, C, R, BLOCKS * BLOCK_N, FLAT, ACT,
+            PADDING, PRECISION, BLOCK_M, BLOCK_N, BLOCK_R,
+        )  # fmt: skip
+        # If both branches ended alike, the compiler would merge their ends, and shared memory would
+        # be allocated to both at once.
+        acc = tl.where(inside, acc, 0.0)
     if SHIFT > 1:
         acc = _sum_shifted(acc, SHIFT, BLOCK_M, BLOCK_N)
     k = block * OUTPUTS + tl.arange(0, OUTPUTS)
