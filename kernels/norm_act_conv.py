@@ -1,10 +1,39 @@
 """norm_act_conv in Triton: one pass over memory, and a small one for the statistics."""
 
+from collections.abc import Iterator
+
 import torch
 from pix2pixhd_fast.kernels.conv_engine import engine
 from pix2pixhd_fast.kernels.norm_act_conv_kernels import combine_kernel, convolution_kernel
 from pix2pixhd_fast.kernels.norm_act_conv_plan import Layer, Plan, plan
+from pix2pixhd_fast.kernels.variants import Variant, launches
 from torch import Tensor
+
+BF16, HALF, SINGLE = torch.bfloat16, torch.float16, torch.float32
+# What the variants are made of. Of G at 2048x1024 (local, ngf 32): stems, stride 2, residual block,
+# transposed, head; of E the stem; of D first, second and last layer; then other dtypes, many
+# channels, a norm with parameters and other paddings.
+LAYERS = (
+    Layer((1, 36, 1024, 2048), (32, 36, 7, 7), BF16, False, "none", "reflect", 3),
+    Layer((1, 32, 1024, 2048), (64, 32, 3, 3), BF16, True, "relu", "zero", 1, 2),
+    Layer((1, 64, 512, 1024), (64, 64, 3, 3), BF16, True, "relu", "reflect", 1),
+    Layer((1, 64, 512, 1024), (64, 32, 3, 3), BF16, False, "none", "zero", 1, 2, True, 1),
+    Layer((1, 32, 1024, 2048), (3, 32, 7, 7), BF16, True, "relu", "reflect", 3, bias=True,
+          statistics=False),
+    Layer((1, 3, 1024, 2048), (32, 3, 7, 7), BF16, False, "none", "reflect", 3),
+    Layer((1, 39, 1024, 2048), (64, 39, 4, 4), BF16, False, "none", "zero", 2, 2, bias=True,
+          statistics=False),
+    Layer((1, 64, 513, 1025), (128, 64, 4, 4), BF16, False, "leaky_relu", "zero", 2, 2),
+    Layer((1, 512, 131, 259), (1, 512, 4, 4), BF16, True, "leaky_relu", "zero", 2, bias=True,
+          statistics=False),
+    Layer((1, 256, 128, 256), (256, 128, 3, 3), BF16, True, "relu", "zero", 1, 2, True, 1),
+    Layer((1, 64, 512, 1024), (64, 64, 3, 3), SINGLE, True, "relu", "reflect", 1),
+    Layer((1, 36, 512, 1024), (64, 36, 7, 7), SINGLE, False, "none", "reflect", 3),
+    Layer((1, 32, 512, 1024), (3, 32, 7, 7), SINGLE, True, "relu", "reflect", 3, bias=True,
+          statistics=False),
+    Layer((1, 64, 512, 1024), (64, 32, 3, 3), SINGLE, True, "relu", "zero", 1, 2, True, 1),
+    Layer((2, 128, 65, 129), (128, 128, 3, 3), HALF, True, "tanh", "replicate", 1),
+)  # fmt: skip
 
 
 def forward(
@@ -12,7 +41,7 @@ def forward(
     stride, transposed, output_padding, dead_bias, eps,
 ):  # fmt: skip
     """The op norm_act_conv on the GPU: its arguments, by the engine for its shapes."""
-    from pix2pixhd_fast.ops.norm_act_conv import compose
+    from pix2pixhd_fast.ops.norm_act_conv import _forward as compose
 
     bias = None if dead_bias else bias
     layer = Layer(
@@ -91,8 +120,8 @@ def pack(weight: Tensor, layer: Layer, shape: Plan) -> Tensor:
     """
     taps = weight.permute(2, 3, 0, 1) if layer.transposed else weight.permute(2, 3, 1, 0)
     kh, kw, channels, outputs = taps.shape
-    steps = kh if shape.flat or shape.shift > 1 else kh * kw
-    packed = weight.new_zeros(shape.packed_shape(steps))
+    new = weight.new_zeros if shape.pads(layer) else weight.new_empty
+    packed = new(shape.packed_shape(layer))
     if shape.shift > 1:
         into = packed.unflatten(2, (shape.shift, -1))[:, :channels, :kw, :outputs]
         into.permute(0, 2, 1, 3).copy_(taps)
@@ -101,3 +130,17 @@ def pack(weight: Tensor, layer: Layer, shape: Plan) -> Tensor:
     else:
         packed[:, :channels, :outputs].unflatten(0, (kh, kw)).copy_(taps)
     return packed
+
+
+def on_meta(layer: Layer) -> tuple[Tensor, tuple[Tensor | None, ...], Tensor, Tensor | None]:
+    """x, norms, weight and bias of a layer, without memory."""
+    x, weight = (torch.empty(shape, dtype=layer.dtype, device="meta") for shape in layer[:2])
+    norm = torch.empty(layer.x[:2], device="meta") if layer.normed else None
+    bias = weight.new_empty(layer.channels) if layer.bias else None
+    return x, (norm, norm, None, None), weight, bias
+
+
+def variants() -> Iterator[Variant]:
+    for layer in LAYERS:
+        eps = 1e-5 if layer.statistics else None
+        yield from launches(convolve, layer, *on_meta(layer), 0.2, eps)

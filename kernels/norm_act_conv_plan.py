@@ -91,9 +91,18 @@ class Plan(NamedTuple):
         """Tiles that are combined at once."""
         return min(MAX_COMBINED, power_of_2(self.tiles))
 
-    def packed_shape(self, steps: int) -> tuple[int, int, int]:
+    def steps(self, layer: Layer) -> int:
+        """Rows of taps, or taps; of all phases together."""
+        kernel_height, kernel_width = layer.weight[2:]
+        return kernel_height * (1 if self.flat or self.shift > 1 else kernel_width)
+
+    def packed_shape(self, layer: Layer) -> tuple[int, int, int]:
         """Of the weights: steps, values of a step, columns; padded to whole blocks."""
-        return steps, -(-self.r // self.block_r) * self.block_r, self.blocks * self.block_n
+        return self.steps(layer), -(-self.r // self.block_r) * self.block_r, self.blocks * self.block_n
+
+    def pads(self, layer: Layer) -> bool:
+        """Whether the packed weights are more than the weights, filled with zeros."""
+        return math.prod(self.packed_shape(layer)) > math.prod(layer.weight)
 
 
 def power_of_2(n: int) -> int:
@@ -133,7 +142,8 @@ def plan(layer: Layer) -> Plan:
         block_n = min(largest, max(16, power_of_2(layer.channels)))
         block_h, block_w = _tile(rows, columns)
         tile_width = block_w
-    warps = 8 if block_n > 64 else 4
+    # Registers: more columns per warp spill, and so do 64 of float32 on sm_80.
+    warps = 8 if block_n * layer.dtype.itemsize > 128 else 4
     blocks = -(-layer.channels // (block_n // shift))
     return Plan(
         rows, columns, up, flat, shift, r, block_h, block_w, block_n, block_r, warps, 3,
