@@ -20,8 +20,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.kernels.norm_act_conv_plan import BLOCK_M, Layer, plan, unsupported
+
+from pix2pixhd_fast.errors import InputError
 
 VARIABLE = "PIX2PIXHD_FAST_CONV_ENGINE"
 ENGINES = ("auto", "triton", "library")

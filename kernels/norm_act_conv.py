@@ -71,9 +71,7 @@ def convolve(
     shape = plan(layer)
     x = x.contiguous(memory_format=torch.channels_last)
     norms = [t if t is None else t.contiguous() for t in norms]
-    y = torch.empty(
-        layer.y, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    y = torch.empty(layer.y, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     single = {"dtype": torch.float32, "device": x.device}
     parts = (None, None)
     if eps is not None:

@@ -224,8 +224,10 @@ def convolution_kernel(
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     first = first_y * TAPS_X + first_x
     # Most tiles read no padding, and need neither its arithmetic nor masks.
-    if (tl.minimum(top * STRIDE + begin_y, left * STRIDE + begin_x) >= 0) & (last_y < height) & (
-        last_x < width
+    if (
+        (tl.minimum(top * STRIDE + begin_y, left * STRIDE + begin_x) >= 0)
+        & (last_y < height)
+        & (last_x < width)
     ):
         acc = _sums(
             x, w, mean, rstd, gamma, beta, slope, row_x, column_x, None, n, height, width,
