@@ -15,6 +15,7 @@ H100 80GB (3.0 TB/s and 798 TFLOP/s in bf16, measured elsewhere; TF32 from the d
 Large and thin layers are the Triton kernel's: there the passes cost more than the convolution.
 """
 
+import math
 import os
 from functools import lru_cache
 from typing import NamedTuple
@@ -70,12 +71,13 @@ def _faster(layer: Layer, tf32: bool) -> str:
 class Sizes(NamedTuple):
     """Bytes of the tensors of a layer; p: what the library's convolution reads, 0 where that is x.
 
-    parameters: mean, rstd of x. statistics: mean, rstd of y.
+    parameters: mean and rstd of x. statistics: mean and rstd of y.
     """
 
     x: int
     p: int
     weight: int
+    bias: int
     y: int
     parameters: int
     statistics: int
@@ -87,13 +89,15 @@ def sizes(layer: Layer) -> Sizes:
     bordered = layer.padding in ("reflect", "replicate")
     border = 2 * layer.pad if bordered else 0
     written = layer.normed or layer.act != "none" or bordered
-    p = n * channels * (height + border) * (width + border) * size if written else 0
-    weight = layer.channels * channels * layer.weight[2] * layer.weight[3] * size
-    pixels = layer.y[2] * layer.y[3]
     return Sizes(
-        n * channels * height * width * size, p, weight, n * layer.channels * pixels * size,
-        8 * n * channels if layer.normed else 0, 8 * n * layer.channels if layer.statistics else 0,
-    )  # fmt: skip
+        x=math.prod(layer.x) * size,
+        p=n * channels * (height + border) * (width + border) * size if written else 0,
+        weight=math.prod(layer.weight) * size,
+        bias=layer.channels * size if layer.bias else 0,
+        y=math.prod(layer.y) * size,
+        parameters=8 * n * channels if layer.normed else 0,
+        statistics=8 * n * layer.channels if layer.statistics else 0,
+    )
 
 
 def library(layer: Layer) -> Modelled:
@@ -113,15 +117,15 @@ def triton(layer: Layer) -> Modelled:
     """The Triton kernel, the packing of its weights and the combination of its statistics."""
     moved, shape = sizes(layer), plan(layer)
     steps, values, columns = shape.packed_shape(layer)
+    packed = steps * values * columns * layer.dtype.itemsize
     # A phase of a transposed convolution has its share of the taps.
     tiles = layer.x[0] * shape.tiles * BLOCK_M / shape.up**2
     arithmetic = 2 * tiles * steps * values * columns / (TRITON_SHARE * PEAK[layer.dtype])
     each = 8.0 if layer.x[1] % 4 else 5.0 if layer.normed or layer.act != "none" else 2.5
     instructions = each * tiles * steps * values * shape.blocks / INSTRUCTIONS
-    packed = steps * values * columns * layer.dtype.itemsize
     partial = 8 * layer.x[0] * layer.channels * shape.tiles if layer.statistics else 0
     moving = moved.x + packed + moved.y + partial
-    rest = moved.weight + packed + partial
+    rest = moved.weight + packed * (1 + shape.pads(layer)) + partial
     kernels = 2 + shape.pads(layer) + layer.statistics
     seconds = max(moving / BANDWIDTH, arithmetic, instructions) + rest / BANDWIDTH
     return Modelled(moving + rest, kernels, seconds + kernels * LAUNCH_SECONDS)

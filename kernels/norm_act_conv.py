@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 from pix2pixhd_fast.kernels.conv_engine import engine
-from pix2pixhd_fast.kernels.norm_act_conv_kernels import combine_kernel, convolution_kernel
+from pix2pixhd_fast.kernels.conv_launches import layer_of
+from pix2pixhd_fast.kernels.implicit_gemm import combine_kernel, convolution_kernel
 from pix2pixhd_fast.kernels.norm_act_conv_plan import Layer, Plan, plan
 from pix2pixhd_fast.kernels.variants import Variant, launches
 from torch import Tensor
@@ -29,9 +30,6 @@ LAYERS = (
     Layer((1, 256, 128, 256), (256, 128, 3, 3), BF16, True, "relu", "zero", 1, 2, True, 1),
     Layer((1, 64, 512, 1024), (64, 64, 3, 3), SINGLE, True, "relu", "reflect", 1),
     Layer((1, 36, 512, 1024), (64, 36, 7, 7), SINGLE, False, "none", "reflect", 3),
-    Layer((1, 32, 512, 1024), (3, 32, 7, 7), SINGLE, True, "relu", "reflect", 3, bias=True,
-          statistics=False),
-    Layer((1, 64, 512, 1024), (64, 32, 3, 3), SINGLE, True, "relu", "zero", 1, 2, True, 1),
     Layer((2, 128, 65, 129), (128, 128, 3, 3), HALF, True, "tanh", "replicate", 1),
 )  # fmt: skip
 
@@ -43,11 +41,9 @@ def forward(
     """The op norm_act_conv on the GPU: its arguments, by the engine for its shapes."""
     from pix2pixhd_fast.ops.norm_act_conv import _forward as compose
 
-    bias = None if dead_bias else bias
-    layer = Layer(
-        tuple(x.shape), tuple(weight.shape), x.dtype,
-        any(t is not None for t in (mean, gamma, beta)), act, padding, pad, stride, transposed,
-        output_padding, bias is not None, eps is not None,
+    layer = layer_of(
+        x, mean, gamma, beta, weight, bias, act, padding, pad, stride, transposed, output_padding,
+        dead_bias, eps,
     )  # fmt: skip
     norms = (mean, rstd, gamma, beta)
     if engine(layer) == "library":
@@ -55,7 +51,7 @@ def forward(
             x, *norms, weight, bias, norm, act, slope, padding, pad,
             stride, transposed, output_padding, dead_bias, eps,
         )  # fmt: skip
-    return convolve(layer, x, norms, weight, bias, slope, eps)
+    return convolve(layer, x, norms, weight, bias if layer.bias else None, slope, eps)
 
 
 def convolve(
@@ -76,7 +72,8 @@ def convolve(
     parts = (None, None)
     if eps is not None:
         parts = torch.empty(2, *y.shape[:2], shape.tiles, **single)
-    mean, rstd = torch.empty(2, *(y.shape[:2] if eps is not None else (0,)), **single)
+    many = y.shape[:2] if eps is not None else (0,)
+    mean, rstd = (torch.empty(many, **single) for _ in range(2))
     sizes = (*layer.x[2:], shape.rows, shape.columns, shape.tiles, shape.tiles_x)
     with torch.cuda.device_of(x):
         convolution_kernel[(layer.x[0] * shape.tiles * shape.blocks,)](
@@ -130,15 +127,15 @@ def pack(weight: Tensor, layer: Layer, shape: Plan) -> Tensor:
     return packed
 
 
-def on_meta(layer: Layer) -> tuple[Tensor, tuple[Tensor | None, ...], Tensor, Tensor | None]:
-    """x, norms, weight and bias of a layer, without memory."""
+def variants_of(layer: Layer) -> list[Variant]:
+    """What is launched for a layer, found without memory."""
     x, weight = (torch.empty(shape, dtype=layer.dtype, device="meta") for shape in layer[:2])
     norm = torch.empty(layer.x[:2], device="meta") if layer.normed else None
     bias = weight.new_empty(layer.channels) if layer.bias else None
-    return x, (norm, norm, None, None), weight, bias
+    eps = 1e-5 if layer.statistics else None
+    return launches(convolve, layer, x, (norm, norm, None, None), weight, bias, 0.2, eps)
 
 
 def variants() -> Iterator[Variant]:
     for layer in LAYERS:
-        eps = 1e-5 if layer.statistics else None
-        yield from launches(convolve, layer, *on_meta(layer), 0.2, eps)
+        yield from variants_of(layer)

@@ -169,12 +169,47 @@ def _sum_shifted(acc, SHIFT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.co
 
 
 @triton.jit
-def _store_statistics(acc, valid, count, means, squares, at, mask):
-    """Of each column of acc: its mean, and the sum of the squared distances from it."""
-    mean = tl.sum(tl.where(valid, acc, 0.0), 0) / count
-    centred = tl.where(valid, acc - mean[None, :], 0.0)
-    tl.store(means + at, mean, mask=mask)
-    tl.store(squares + at, tl.sum(centred * centred, 0), mask=mask)
+def _tile_sums(
+    x, w, mean, rstd, gamma, beta, slope, row, column, inside, n, height, width,
+    top, left, last_y, last_x, taps_y, taps_x, first, step_y, step_x,
+    C: tl.constexpr, R: tl.constexpr, N: tl.constexpr, FLAT: tl.constexpr, ACT: tl.constexpr,
+    PADDING: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """_sums, of a tile that reads x from top, left to last_y, last_x."""
+    # Most tiles read no padding, and need neither its arithmetic nor masks.
+    if (tl.minimum(top, left) >= 0) & (last_y < height) & (last_x < width):
+        acc = _sums(
+            x, w, mean, rstd, gamma, beta, slope, row, column, None, n, height, width, taps_y,
+            taps_x, first, step_y, step_x, C, R, N, FLAT, ACT, "none", PRECISION, BLOCK_M, BLOCK_N,
+            BLOCK_R,
+        )  # fmt: skip
+    else:
+        acc = _sums(
+            x, w, mean, rstd, gamma, beta, slope, row, column, inside, n, height, width, taps_y,
+            taps_x, first, step_y, step_x, C, R, N, FLAT, ACT, PADDING, PRECISION, BLOCK_M, BLOCK_N,
+            BLOCK_R,
+        )  # fmt: skip
+        # If both branches ended alike, the compiler would merge their ends, and shared memory would
+        # be allocated to both at once.
+        acc = tl.where(inside, acc, 0.0)
+    return acc
+
+
+@triton.jit
+def _finish(
+    acc, bias, y, means, squares, pixel, valid, count, k, at, K: tl.constexpr
+):  # fmt: skip
+    """Add the bias, store y at `pixel` and the statistics `at` their tile."""
+    if bias is not None:
+        acc += tl.load(bias + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+    place = y + pixel * K + k[None, :]
+    tl.store(place, acc.to(y.dtype.element_ty), mask=valid & (k < K)[None, :])
+    if means is not None:
+        mean = tl.sum(tl.where(valid, acc, 0.0), 0) / count
+        centred = tl.where(valid, acc - mean[None, :], 0.0)
+        tl.store(means + at, mean, mask=k < K)
+        tl.store(squares + at, tl.sum(centred * centred, 0), mask=k < K)
 
 
 @triton.jit
@@ -196,7 +231,6 @@ def convolution_kernel(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     TAPS_X: tl.constexpr = 1 if FLAT or SHIFT > 1 else KW
-    R: tl.constexpr = KW * C if FLAT else C
     OUTPUTS: tl.constexpr = BLOCK_N // SHIFT
     BLOCKS: tl.constexpr = (K + OUTPUTS - 1) // OUTPUTS
     BLOCK_M: tl.constexpr = BLOCK_H * BLOCK_W
@@ -217,44 +251,25 @@ def convolution_kernel(
     if mean is not None:
         mean += image * C
         rstd += image * C
-    row_x = row * STRIDE + begin_y
-    column_x = column * STRIDE + begin_x
-    last_y = (top + BLOCK_H - 1) * STRIDE + begin_y + taps_y - 1
-    last_x = (left + BLOCK_W - 1) * STRIDE + begin_x + (KW if FLAT else taps_x) - 1
-    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    first = first_y * TAPS_X + first_x
-    # Most tiles read no padding, and need neither its arithmetic nor masks.
-    if (
-        (tl.minimum(top * STRIDE + begin_y, left * STRIDE + begin_x) >= 0)
-        & (last_y < height)
-        & (last_x < width)
-    ):
-        acc = _sums(
-            x, w, mean, rstd, gamma, beta, slope, row_x, column_x, None, n, height, width,
-            taps_y, taps_x, first, step_y * TAPS_X, step_x, C, R, BLOCKS * BLOCK_N, FLAT, ACT,
-            "none", PRECISION, BLOCK_M, BLOCK_N, BLOCK_R,
-        )  # fmt: skip
-    else:
-        acc = _sums(
-            x, w, mean, rstd, gamma, beta, slope, row_x, column_x, inside, n, height, width,
-            taps_y, taps_x, first, step_y * TAPS_X, step_x, C, R, BLOCKS * BLOCK_N, FLAT, ACT,
-            PADDING, PRECISION, BLOCK_M, BLOCK_N, BLOCK_R,
-        )  # fmt: skip
-        # If both branches ended alike, the compiler would merge their ends, and shared memory would
-        # be allocated to both at once.
-        acc = tl.where(inside, acc, 0.0)
+    first_row = top * STRIDE + begin_y
+    first_column = left * STRIDE + begin_x
+    acc = _tile_sums(
+        x, w, mean, rstd, gamma, beta, slope, row * STRIDE + begin_y, column * STRIDE + begin_x,
+        inside, block * BLOCK_N + tl.arange(0, BLOCK_N), height, width, first_row, first_column,
+        first_row + (BLOCK_H - 1) * STRIDE + taps_y - 1,
+        first_column + (BLOCK_W - 1) * STRIDE + (KW if FLAT else taps_x) - 1,
+        taps_y, taps_x, first_y * TAPS_X + first_x, step_y * TAPS_X, step_x,
+        C, KW * C if FLAT else C, BLOCKS * BLOCK_N, FLAT, ACT, PADDING, PRECISION,
+        BLOCK_M, BLOCK_N, BLOCK_R,
+    )  # fmt: skip
     if SHIFT > 1:
         acc = _sum_shifted(acc, SHIFT, BLOCK_M, BLOCK_N)
     k = block * OUTPUTS + tl.arange(0, OUTPUTS)
-    if bias is not None:
-        acc += tl.load(bias + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
     valid = (row < rows) & (column < tl.minimum(columns, left + WIDTH))
     y += image * (rows * UP) * (columns * UP) * K
     pixel = (row * UP + phase // UP) * (columns * UP) + column * UP + phase % UP
-    tl.store(y + pixel * K + k[None, :], acc.to(y.dtype.element_ty), mask=valid & (k < K)[None, :])
-    if means is not None:
-        at = (image * K + k) * tiles + tile
-        _store_statistics(acc, valid, count, means, squares, at, k < K)
+    at = (image * K + k) * tiles + tile
+    _finish(acc, bias, y, means, squares, pixel, valid, count, k, at, K)
 
 
 @triton.jit
