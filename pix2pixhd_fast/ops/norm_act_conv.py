@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pix2pixhd_fast._library import define, kernel
+from pix2pixhd_fast._library import define, kernel, register_triton
 from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.ops.channel_statistics import channel_statistics
 from pix2pixhd_fast.ops.memory_format import to_channels_last, to_default_format
@@ -222,3 +222,4 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "pix2pixhd_fast::norm_act_conv_backward", no_second_derivative("norm_act_conv")
 )
+register_triton("norm_act_conv", "pix2pixhd_fast.kernels.norm_act_conv:forward")
