@@ -92,7 +92,21 @@ def test_a_row_of_a_gpu_fills_its_column(tmp_path):
     on_gpu = [r | {"device": "NVIDIA H100"} for r in (eager(ms=2.0), row(ms=1.0))]
     write_report([eager(), row(), *on_gpu], file, toy_model)
     text = file.read_text()
-    assert "2 -> 1 ms, **2.00x** (1.96 to 2.04) (NVIDIA H100)" in text and NOT_RUN not in text
+    cell = "NVIDIA H100: eager 2 ms, fused 1 ms, **2.00x** (1.96 to 2.04)"
+    assert cell in text and NOT_RUN not in text
+    write_report([eager(), row(), *on_gpu, row(ms=3.0, device="CPU: other")], file, toy_model)
+    assert file.read_text().count(cell) == 2 and "CPU: other; CPU: toy" in file.read_text()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_table_without_rows_of_a_cpu_has_no_chart_of_them(tmp_path):
+    file = tmp_path / "README.md"
+    for rows in ([], [row(device="NVIDIA H100")]):
+        file.write_text(f"{BEGIN}{END}")
+        write_report(rows, file, toy_model)
+        text = file.read_text()
+        assert "no rows yet" in text and "bench_cpu" not in text
+        assert ("NVIDIA H100: fused 10 ms" in text) == bool(rows)
 
 
 @pytest.mark.parametrize("text", ["nothing", BEGIN, f"{END} {BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])

@@ -57,7 +57,8 @@ def draw_speed_ups(groups: list[tuple[str, dict[str, Row]]], path: Path, theme: 
     panel.set_title(
         "Speed-up over eager: measured here (CPU)", loc="left", fontweight="bold", pad=26
     )
-    _legend(panel, theme, len(shown))
+    if shown:
+        _legend(panel, theme, len(shown))
     _save(figure, path)
 
 

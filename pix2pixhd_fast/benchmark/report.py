@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pix2pixhd_fast.benchmark.charts import THEMES, draw_modelled, draw_speed_ups
 from pix2pixhd_fast.benchmark.modelled import Modelled, modelled_steps
+from pix2pixhd_fast.benchmark.ops import OPS
 from pix2pixhd_fast.benchmark.results import OK, WRONG, Row, latest, number, on_gpu
 from pix2pixhd_fast.benchmark.text import short
 from pix2pixhd_fast.errors import InputError
@@ -27,7 +29,14 @@ _COLUMNS = (
 )
 _GROUP = ("target", "case", "pass", "size", "batch", "dtype")
 
-Group = tuple[tuple[str, ...], dict[str, Row]]
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the table: `key` as in `_GROUP`, rows by backend of one CPU and of every GPU."""
+
+    key: tuple[str, ...]
+    cpu: dict[str, Row]
+    gpus: list[dict[str, Row]]
 
 
 def write_report(
@@ -41,20 +50,19 @@ def write_report(
     written. Raises `InputError` where the file or its markers are missing, before any work.
     """
     before, after = _around_block(file)
-    groups = list(_groups([row for row in latest(rows) if not on_gpu(row)]))
-    gpu = dict(_groups([row for row in latest(rows) if on_gpu(row)]))
+    entries = _entries(latest(rows))
+    charted = [(_title(entry), entry.cpu) for entry in entries if "fused" in entry.cpu]
     modelled = steps()
     images = _images_folder(file)
     make_folder(images)
     written = []
     for theme in THEMES:
-        paths = [images / f"bench_{name}_{theme.name}.png" for name in ("cpu", "gpu")]
-        draw_speed_ups(
-            [(_title(key), found) for key, found in groups if "fused" in found], paths[0], theme
-        )
-        draw_modelled(modelled, paths[1], theme)
-        written += paths
-    block = [*_measured(groups, gpu, images, file), "", *_modelled(modelled, images, file)]
+        if charted:
+            written.append(images / f"bench_cpu_{theme.name}.png")
+            draw_speed_ups(charted, written[-1], theme)
+        written.append(images / f"bench_gpu_{theme.name}.png")
+        draw_modelled(modelled, written[-1], theme)
+    block = [*_measured(entries, images, file), "", *_modelled(modelled, images, file)]
     text = "\n".join([BEGIN, "", *block, "", END])
     with replace_file(file) as out:
         out.write((before + text + after).encode())
@@ -75,46 +83,50 @@ def _images_folder(file: Path) -> Path:
     return (folder if folder.name == "docs" else folder / "docs") / "images"
 
 
-def _groups(rows: list[Row]) -> Iterator[Group]:
-    """What was asked of several backends, with its rows by backend."""
-    found: dict[tuple[str, ...], dict[str, Row]] = {}
+def _entries(rows: list[Row]) -> list[Entry]:
+    """Ops first, else in the order of the rows; several CPUs have a line each."""
+    found: dict[tuple[str, ...], dict[str, dict[str, Row]]] = {}
     for row in rows:
         if row["status"] in (OK, WRONG):
-            found.setdefault(tuple(row[name] for name in _GROUP), {})[row["backend"]] = row
-    order = ("norm_act_pad", "instance_boundaries")
-    yield from sorted(found.items(), key=lambda item: item[0][0] not in order)
+            devices = found.setdefault(tuple(row[name] for name in _GROUP), {})
+            devices.setdefault(row["device"], {})[row["backend"]] = row
+    entries = []
+    for key, devices in found.items():
+        by_kind = {True: [], False: []}
+        for backends in devices.values():
+            by_kind[on_gpu(next(iter(backends.values())))].append(backends)
+        entries += [Entry(key, cpu, by_kind[True]) for cpu in by_kind[False] or [{}]]
+    return sorted(entries, key=lambda entry: entry.key[0] not in OPS)
 
 
-def _title(key: tuple[str, ...]) -> str:
-    target, case, pass_name, size, batch, dtype = key
+def _title(entry: Entry) -> str:
+    target, case, pass_name, size, batch, dtype = entry.key
     passes = {"forward": "", "forward+backward": " fwd+bwd"}
     layout = f" {case.split()[-1]}" if target == "norm_act_pad" else ""
     images = "" if batch == "1" else f" batch {batch}"
     return f"{target}{passes.get(pass_name, '')} {size}{images}{layout} {dtype}"
 
 
-def _measured(
-    groups: list[Group], gpu: dict[tuple[str, ...], dict[str, Row]], images: Path, file: Path
-) -> Iterator[str]:
-    backends = [name for name in _COLUMNS if any(name in rows for _, rows in groups)]
-    rows = [row for _, found in groups for row in found.values()]
+def _measured(entries: list[Entry], images: Path, file: Path) -> Iterator[str]:
+    backends = [name for name in _COLUMNS if any(name in entry.cpu for entry in entries)]
+    rows = [row for entry in entries for row in entry.cpu.values()]
     yield f"**Measured here (CPU)**: {_where(rows)}."
     yield "Milliseconds per image are the median of repeats that the backends took in turn; the"
     yield "speed-up is the median of each repeat's ratio, with its 20th and 80th percentile."
     yield ""
-    yield from _picture(
-        "bench_cpu", "speed-up over eager PyTorch, measured here (CPU)", images, file
-    )
-    yield ""
-    times = " | ".join(f"{name.replace('_', ' ')}, ms (CPU)" for name in backends)
-    yield f"| what | pass | dtype | {times} | fused over eager (CPU) | measured (GPU) |"
+    if any("fused" in entry.cpu for entry in entries):
+        words = "speed-up over eager PyTorch, measured here (CPU)"
+        yield from _picture("bench_cpu", words, images, file)
+        yield ""
+    times = "".join(f" {name.replace('_', ' ')}, ms (CPU) |" for name in backends)
+    yield f"| what | pass | dtype |{times} fused over eager (CPU) | measured (GPU) |"
     yield "|---|---|---" + "|--:" * (len(backends) + 1) + "|---|"
-    for key, found in groups:
-        target, case, pass_name, size, batch, dtype = key
+    for entry in entries:
+        target, case, pass_name, size, batch, dtype = entry.key
         batch = "" if batch == "1" else f", batch {batch}"
         what = f"`{target}` {size}{batch}: {case}"
-        cells = [_time(found.get(name)) for name in backends]
-        line = [what, pass_name, dtype, *cells, _ratio(found.get("fused")), _on_gpu(gpu.get(key))]
+        cells = [_time(entry.cpu.get(name)) for name in backends]
+        line = [what, pass_name, dtype, *cells, _ratio(entry.cpu.get("fused")), _on_gpus(entry)]
         yield f"| {' | '.join(line)} |"
 
 
@@ -171,9 +183,10 @@ def _ratio(row: Row | None) -> str:
     return f"**{number(row, 'ratio'):.2f}x** ({low:.2f} to {high:.2f})"
 
 
-def _on_gpu(found: dict[str, Row] | None) -> str:
-    if not found or "fused" not in found:
-        return NOT_RUN
-    device = found["fused"]["device"]
-    times = f"{_time(found.get('eager'))} -> {_time(found['fused'])} ms"
-    return f"{times}, {_ratio(found['fused'])} ({device})"
+def _on_gpus(entry: Entry) -> str:
+    cells = []
+    for rows in entry.gpus:
+        times = ", ".join(f"{name} {_time(row)} ms" for name, row in rows.items())
+        ratio = _ratio(rows.get("fused"))
+        cells.append(f"{next(iter(rows.values()))['device']}: {times}{ratio and f', {ratio}'}")
+    return "; ".join(cells) or NOT_RUN
