@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pix2pixhd_fast._launches import Launch, register_launches
 from pix2pixhd_fast._library import define, kernel, register_triton
 from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.ops.channel_statistics import channel_statistics
@@ -202,6 +203,12 @@ def _backward(ctx, dy, *_):
     return *found, *(None,) * 10
 
 
+def _launches(*arguments, result) -> list[Launch] | None:
+    from pix2pixhd_fast.kernels.conv_launches import launches
+
+    return launches(*arguments, result=result)
+
+
 CONVOLUTION = "int stride, bool transposed, int output_padding"
 define(
     "norm_act_conv",
@@ -223,3 +230,4 @@ torch.library.register_autograd(
     "pix2pixhd_fast::norm_act_conv_backward", no_second_derivative("norm_act_conv")
 )
 register_triton("norm_act_conv", "pix2pixhd_fast.kernels.norm_act_conv:forward")
+register_launches("norm_act_conv", _launches)
