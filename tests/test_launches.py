@@ -171,7 +171,7 @@ def test_composed_op_that_describes_its_call_is_not_looked_into(own_engine):
 def test_composed_op_without_a_description_of_its_call_is_looked_into(own_engine):
     recording, _ = traced(lambda x: convolution(x, None), (1, 4, 8, 8))
     names = [launch.op for launch in recording.launches if not launch.cost.allocates]
-    assert names == ["clone", "norm_act_pad.apply", "convolution"]
+    assert names == ["aten::clone", "norm_act_pad.apply", "convolution"]
     (flops,) = {x.cost.flops for x in recording.launches} - {0}
     assert flops == 2 * 9 * 4 * 4 * 64
 

@@ -189,6 +189,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy, *_):
+    if dy is None:
+        return (None,) * len(ctx.needs_input_grad)
     x, *norm, weight = ctx.saved_tensors
     needs = ctx.needs_input_grad
     needs_x = needs[0] or needs[3] or needs[4]

@@ -134,6 +134,8 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, dout, *_):
     needs = ctx.needs_input_grad
+    if dout is None:
+        return (None,) * len(needs)
     dh, dweight1, dweight2 = torch.ops.pix2pixhd_fast.residual_block_backward(
         dout, *ctx.saved_tensors, *ctx.options, needs[1], needs[2]
     )
