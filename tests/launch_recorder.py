@@ -105,9 +105,7 @@ class Recorder(TorchDispatchMode):
         before = [t.clone() for t in tensors]
         run(kernel, *args, **kwargs)
         read = _bytes(t for t in before if not t.isnan().any())
-        written = _bytes(
-            t for t, b in zip(tensors, before, strict=True) if not torch.equal(t, b)
-        )
+        written = _bytes(t for t, b in zip(tensors, before, strict=True) if not torch.equal(t, b))
         name = kernel.fn.__name__.removeprefix("_").removesuffix("_kernel")
         file = kernel.fn.__module__.rpartition(".")[2]
         self.launches.append([f"{file}.{name}", read, written, None])

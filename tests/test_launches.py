@@ -30,7 +30,9 @@ def test_every_op_describes_its_launches():
              if name.startswith("pix2pixhd_fast::")}  # fmt: skip
     composed = {op._opname for op in COMPOSED if op.namespace == "pix2pixhd_fast"}
     assert composed <= names and set(described_ops()) <= names
-    assert names - composed == set(described_ops()) - composed == {*LAUNCHERS, "instance_boundaries"}
+    assert (
+        names - composed == set(described_ops()) - composed == {*LAUNCHERS, "instance_boundaries"}
+    )
 
 
 @pytest.fixture(scope="module")
