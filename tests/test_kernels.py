@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from pix2pixhd_fast.kernels import norm_act_pad, variants
+from pix2pixhd_fast.kernels import channel_statistics, variants
 
 from pix2pixhd_fast import InputError, compile_matrix, kernels
 from pix2pixhd_fast.cli.main import main
@@ -80,13 +80,14 @@ def test_all_kernels_compile_without_spills(matrix):
 
 
 def test_channels_last_kernels_load_whole_vectors(matrix):
-    # Of 32 channels and more; the gradient writes as wide as it reads.
-    wide = [row for row in matrix if "16|" in row.variant and "channels" in row.variant]
-    wide = [row for row in wide if "channels=1" not in row.variant]
-    assert len(wide) >= 20 * len(CAPABILITIES)
+    # Of 32 channels and more; what writes pictures writes as wide as it reads.
+    wide = [row for row in matrix if "channels" in row.variant.partition("16|")[2].split(",")]
+    assert len(wide) >= 50 * len(CAPABILITIES)
+    pictures = ("_apply_kernel", "_backward_kernel", "_fold_kernel")
+    assert {*pictures, "_statistics_kernel", "_reduce_kernel"} <= {row.kernel for row in wide}
     for row in wide:
         assert row.load_bits == 128, row
-        assert row.store_bits == 128 or "_apply" not in row.kernel, row
+        assert row.store_bits == 128 or row.kernel not in pictures, row
 
 
 @needs_nvcc
@@ -277,16 +278,17 @@ def test_variants_are_specialised_as_triton_does():
 
     if not hasattr(jit, "native_specialize_impl"):
         pytest.skip("this Triton specialises elsewhere")
-    kernel = norm_act_pad._statistics_kernel
+    kernel = channel_statistics._statistics_kernel
     x = torch.empty(64, device="meta", dtype=torch.bfloat16)
     given = {"pixels": 48, "channels": 1, "splits": 7, "split_pixels": 2**31, "x": x}
-    arguments = dict.fromkeys(kernel.arg_names, x) | given | {"BLOCK_P": 32, "BLOCK_C": 64}
+    arguments = dict.fromkeys(kernel.arg_names, x) | given
+    arguments |= {"WHOLE": False, "BLOCK_P": 32, "BLOCK_C": 64}
     (variant,) = variants.launches(lambda: kernel[(1,)](**arguments))
     for name, value in given.items():
         type_, known = jit.native_specialize_impl(BaseBackend, value, False, True, True)
         assert variant.types[name] == type_
         assert (name in variant.multiples_of_16) == (known == "D")
-    assert variant.constants == {"channels": 1, "BLOCK_P": 32, "BLOCK_C": 64}
+    assert variant.constants == {"channels": 1, "WHOLE": False, "BLOCK_P": 32, "BLOCK_C": 64}
     with pytest.raises(TypeError, match="_statistics_kernel: pixels is a str"):
         variants.launches(lambda: kernel[(1,)](**arguments | {"pixels": "many"}))
 

@@ -124,16 +124,19 @@ def test_known_arithmetic_and_weights():
     assert steady["gradients"] * 2 == pytest.approx(steady["optimiser"], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["infer fp32", "train 2048x1024"])
-def test_fused_steps_compute_the_same_and_move_less(name):
+# A convolution by the library holds its raw input beside the normalised one: 5 % in synthesis. D and
+# VGG keep raw outputs beside the features that the losses compare: 2.8 of the 3.4 GiB that G saves.
+@pytest.mark.parametrize(
+    "name, moved, held", [("infer fp32", 0.82, 1.06), ("train 2048x1024", 0.96, 0.97)]
+)
+def test_fused_steps_compute_the_same_and_move_less(name, moved, held):
     eager, fused = recorded(name)[1], recorded(name, "fused")[1]
     assert fused.total.flops_forward == eager.total.flops_forward
     assert fused.total.flops_backward == eager.total.flops_backward
-    assert fused.total.touched < 0.92 * eager.total.touched  # 0.90 and 0.75
-    # A convolution by the library holds its raw input beside the normalised one: 5 % in synthesis.
-    assert fused.peak.bytes < (1.06 if name.startswith("infer") else 0.95) * eager.peak.bytes
+    assert fused.total.touched < moved * eager.total.touched
+    assert fused.peak.bytes < held * eager.peak.bytes
     ops = {x.op for x in recorded(name, "fused")[0].launches}
-    assert {"convolution", "norm_act_pad_apply", "channel_statistics"} <= ops
+    assert {"convolution", "norm_act_pad.apply", "channel_statistics.statistics"} <= ops
     assert not {"norm_act_conv", "residual_block", "instance_norm", "reflection_pad2d"} & ops
 
 
@@ -255,8 +258,9 @@ def test_counting_rules():
 def test_weights_in_half_halve_everything():
     whole, half = recorded("infer fp32")[1], recorded("infer bf16")[1]
     assert whole.steady["weights"] == 2 * half.steady["weights"]
-    # Less than half only for the scene, which is encoded in float32.
-    assert 0.5 < half.peak.bytes / whole.peak.bytes < 0.57
+    # Of G: labels are encoded in float32, which in bf16 is the peak of the whole.
+    peaks = [next(m.peak for m in s.modules if m.name == "netG") for s in (whole, half)]
+    assert peaks[0] == 2 * peaks[1]
     fast = {card.name: card for card in CARDS}["H200 SXM"]
     assert half.seconds[fast.name] < whole.seconds[fast.name]
 

@@ -17,7 +17,12 @@ from pix2pixhd_fast.ops.norm_act_pad import (
     check_picture,
     normalise_backward,
 )
-from pix2pixhd_fast.ops.norm_act_pad_kernels import ACT_PAD, PROLOGUE, no_second_derivative
+from pix2pixhd_fast.ops.norm_act_pad_kernels import (
+    ACT_PAD,
+    PROLOGUE,
+    filled,
+    no_second_derivative,
+)
 
 
 class Conv(NamedTuple):
@@ -127,7 +132,7 @@ def _forward(
     if eps is not None:
         return y, *channel_statistics(y, eps)
     dtype = torch.promote_types(y.dtype, torch.float32)
-    return y, y.new_empty(0, dtype=dtype), y.new_empty(0, dtype=dtype)
+    return y, *(torch.empty(0, dtype=dtype, device=y.device) for _ in range(2))
 
 
 def _gradients(
@@ -174,8 +179,7 @@ def _backward_kernel(
         dp, x = to_channels_last(dp), to_channels_last(x)
         found = normalise_backward(dp, x, None, norm, act, slope, *_written(padding, pad))
         dx, dgamma, dbeta = found
-    found = (dx, dweight, dbias, dgamma, dbeta)
-    return tuple(dy.new_empty(0) if t is None else t for t in found)
+    return filled((dx, dweight, dbias, dgamma, dbeta), dy)
 
 
 def _setup_context(ctx, inputs, output):

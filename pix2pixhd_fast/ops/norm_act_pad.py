@@ -11,6 +11,7 @@ from pix2pixhd_fast.ops.channel_statistics import channel_statistics
 from pix2pixhd_fast.ops.norm_act_pad_kernels import (
     ACT_PAD,
     PROLOGUE,
+    filled,
     inner,
     no_second_derivative,
 )
@@ -228,7 +229,7 @@ def _backward_kernel(
 ) -> tuple[Tensor, ...]:
     norm = Norm(norm, mean, rstd, gamma, beta)
     found = normalise_backward(dy, x, minus, norm, act, slope, padding, pad)
-    return tuple(dy.new_empty(0) if t is None else t for t in found)
+    return filled(found, dy)
 
 
 define(
