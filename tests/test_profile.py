@@ -124,8 +124,9 @@ def test_known_arithmetic_and_weights():
     assert steady["gradients"] * 2 == pytest.approx(steady["optimiser"], rel=1e-6)
 
 
-# A convolution by the library holds its raw input beside the normalised one: 5 % in synthesis. D and
-# VGG keep raw outputs beside the features that the losses compare: 2.8 of the 3.4 GiB that G saves.
+# A convolution by the library holds its raw input beside the normalised one: 5 % in synthesis. D
+# and VGG keep raw outputs beside the features that the losses compare: 2.8 of the 3.4 GiB that G
+# saves.
 @pytest.mark.parametrize(
     "name, moved, held", [("infer fp32", 0.82, 1.06), ("train 2048x1024", 0.96, 0.97)]
 )

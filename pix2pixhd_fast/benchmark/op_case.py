@@ -20,7 +20,8 @@ class OpCase:
     take them and return the same tensor, or tensors, without changing what they are given.
     `floor_bytes` and `flops` are those of (forward, forward+backward): each input and result once.
     `tolerance` holds for both passes. There is a backward where an input is floating. `dtype` is
-    given where it is not the user's choice.
+    given where it is not the user's choice. With `channels_last` "fused" is given the first input
+    in that format, as it is in a network.
     """
 
     name: str
@@ -31,6 +32,7 @@ class OpCase:
     tolerance: float
     flops: tuple[int, int] = (0, 0)
     dtype: str = ""
+    channels_last: bool = False
 
 
 OP_BACKENDS = ("eager", "compile", "fused")
@@ -66,7 +68,10 @@ def op_passes(
 def _prepare(op: OpCase, pass_name: str, backend: str, dtype: str, device: str) -> Step:
     if backend not in OP_BACKENDS:
         raise Unavailable("not for ops")
-    inputs = [_placed(x, dtype, device, pass_name) for x in op.inputs()]
+    drawn = list(op.inputs())
+    if backend == "fused" and op.channels_last:
+        drawn[0] = drawn[0].contiguous(memory_format=torch.channels_last)
+    inputs = [_placed(x, dtype, device, pass_name) for x in drawn]
     function = op.fused if backend == "fused" else op.eager
     if backend == "compile":
         function = torch.compile(function, dynamic=False)

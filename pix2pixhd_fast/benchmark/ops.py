@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pix2pixhd_fast import ops
-from pix2pixhd_fast.benchmark.layers import network_layers, norm_shapes
+from pix2pixhd_fast.benchmark.layers import Layer, network_layers, norm_shapes
 from pix2pixhd_fast.benchmark.op_case import OpCase
 from pix2pixhd_fast.benchmark.request import DTYPES, Request
 from pix2pixhd_fast.benchmark.scenes import instance_ids, noise
@@ -20,6 +20,9 @@ Size = tuple[int, int]
 OpCases = Callable[[Request, Size, str], Iterator[OpCase]]
 OPS: dict[str, OpCases] = {}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+# Of a convolution: it sums hundreds of rounded products, twice in a residual block.
+CONVOLUTION_TOLERANCES = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 1e-2, "bf16": 5e-2}
 
 _ACTIVATIONS = {
     "relu": F.relu_,
@@ -61,6 +64,85 @@ def _layers(act: str, padding: str, pad: int, x: Tensor) -> Tensor:
 
 def _norm_act_pad(act: str, padding: str, pad: int, x: Tensor) -> Tensor:
     return ops.norm_act_pad(x, act, padding=padding, pad=pad)[0]
+
+
+@op_case
+def norm_act_conv(request: Request, size: Size, dtype: str) -> Iterator[OpCase]:
+    """Of G the last convolution that follows another one in a residual block, and the head."""
+    layers = network_layers("G", request.options(size), size)
+    for name, layer in (("block", _residual_layer(layers)), ("head", layers[-1])):
+        yield OpCase(
+            name=f"{name} {_shape_name(layer)}",
+            inputs=partial(_layer_inputs, layer, request.batch),
+            eager=partial(_layer, layer.padding_mode, layer.padding),
+            fused=partial(_norm_act_conv, layer.padding_mode, layer.padding),
+            **_work(request, [layer], dtype),
+        )
+
+
+@op_case
+def residual_block(request: Request, size: Size, dtype: str) -> Iterator[OpCase]:
+    """The last residual block of G."""
+    layer = _residual_layer(network_layers("G", request.options(size), size))
+    yield OpCase(
+        name=_shape_name(layer),
+        inputs=partial(_layer_inputs, layer, request.batch, 2),
+        eager=partial(_residual_layers, layer.padding_mode),
+        fused=partial(_residual_block, layer.padding_mode),
+        **_work(request, [layer, layer], dtype),
+    )
+
+
+def _residual_layer(layers: list[Layer]) -> Layer:
+    """Without an activation behind its norm: only the second one of a residual block has none."""
+    return [layer for layer in layers if layer.norm != "none" and layer.activation == "none"][-1]
+
+
+def _shape_name(layer: Layer) -> str:
+    shape = f"{layer.in_channels}x{layer.in_height}x{layer.in_width}"
+    return f"{shape} to {layer.out_channels}, {layer.kernel}x{layer.kernel} {layer.padding_mode}"
+
+
+def _layer_inputs(layer: Layer, batch: int, weights: int = 1) -> tuple[Tensor, ...]:
+    """The raw output of the convolution before, and weights that keep the deviation."""
+    shape = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
+    scale = (layer.in_channels * layer.kernel**2) ** -0.5
+    x = noise((batch, layer.in_channels, layer.in_height, layer.in_width))
+    return x, *(noise(shape, seed) * scale for seed in range(1, weights + 1))
+
+
+def _work(request: Request, layers: list[Layer], dtype: str) -> dict:
+    """Floor and arithmetic of convolutions: those of the backward are two more."""
+    flops = request.batch * sum(layer.flops for layer in layers)
+    ends = layers[0].in_channels * layers[0].in_height * layers[0].in_width
+    ends += layers[-1].out_channels * layers[-1].height * layers[-1].width
+    numbers = request.batch * ends + sum(layer.weights for layer in layers)
+    floor = numbers * DTYPES[dtype].itemsize
+    return {
+        "floor_bytes": (floor, 3 * floor),
+        "flops": (flops, 3 * flops),
+        "tolerance": CONVOLUTION_TOLERANCES[dtype],
+        "channels_last": True,
+    }
+
+
+def _layer(padding: str, pad: int, x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(F.pad(F.instance_norm(x).relu_(), (pad,) * 4, mode=padding), weight)
+
+
+def _norm_act_conv(padding: str, pad: int, x: Tensor, weight: Tensor) -> Tensor:
+    norm = ops.Norm("instance", *ops.channel_statistics(x, 1e-5))
+    return ops.norm_act_conv(x, norm, ops.Conv(weight), "relu", padding=padding, pad=pad)[0]
+
+
+def _residual_layers(padding: str, h: Tensor, *weights: Tensor) -> Tensor:
+    first, second = weights
+    y = F.instance_norm(F.conv2d(F.pad(h, (1,) * 4, mode=padding), first)).relu_()
+    return h + F.instance_norm(F.conv2d(F.pad(y, (1,) * 4, mode=padding), second))
+
+
+def _residual_block(padding: str, h: Tensor, *weights: Tensor) -> Tensor:
+    return ops.residual_block(ops.Bordered(h), weights, (None, None), padding=padding).padded
 
 
 @op_case

@@ -102,9 +102,10 @@ def _entries(rows: list[Row]) -> list[Entry]:
 def _title(entry: Entry) -> str:
     target, case, pass_name, size, batch, dtype = entry.key
     passes = {"forward": "", "forward+backward": " fwd+bwd"}
-    layout = f" {case.split()[-1]}" if target == "norm_act_pad" else ""
+    word = {"norm_act_pad": -1, "norm_act_conv": 0}.get(target)
+    which = "" if word is None else f" {case.split()[word]}"
     images = "" if batch == "1" else f" batch {batch}"
-    return f"{target}{passes.get(pass_name, '')} {size}{images}{layout} {dtype}"
+    return f"{target}{passes.get(pass_name, '')} {size}{images}{which} {dtype}"
 
 
 def _measured(entries: list[Entry], images: Path, file: Path) -> Iterator[str]:
