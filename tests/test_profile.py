@@ -102,7 +102,7 @@ class HoldingVGGLoss(VGGLoss):
         return sum(w * d.abs().mean() for w, d in zip(self.weights, differences, strict=True))
 
 
-def test_known_peak_where_the_vgg_loss_holds_what_it_compares(monkeypatch):
+def test_known_peak_where_the_vgg_loss_holds_what_it_compares(eager, monkeypatch):
     monkeypatch.setattr(model, "VGGLoss", HoldingVGGLoss)
     recording = record(STEPS["train 2048x1024"])
     peak = live_bytes(recording).max() / GIB
