@@ -23,6 +23,7 @@ from pix2pixhd_fast.ops.norm_act_pad_kernels import (
     filled,
     no_second_derivative,
 )
+from pix2pixhd_fast.ops.wanted import wanted_gradients
 
 
 class Conv(NamedTuple):
@@ -196,7 +197,7 @@ def _backward(ctx, dy, *_):
     if dy is None:
         return (None,) * len(ctx.needs_input_grad)
     x, *norm, weight = ctx.saved_tensors
-    needs = ctx.needs_input_grad
+    needs = wanted_gradients(ctx)
     needs_x = needs[0] or needs[3] or needs[4]
     needs_bias = needs[6] and not ctx.dead_bias
     dx, dweight, dbias, dgamma, dbeta = torch.ops.pix2pixhd_fast.norm_act_conv_backward(

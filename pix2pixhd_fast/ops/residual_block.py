@@ -15,6 +15,7 @@ from pix2pixhd_fast.ops.norm_act_pad import (
     normalise_backward,
 )
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner, no_second_derivative
+from pix2pixhd_fast.ops.wanted import wanted_gradients
 
 
 class Bordered(NamedTuple):
@@ -133,7 +134,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dout, *_):
-    needs = ctx.needs_input_grad
+    needs = wanted_gradients(ctx)
     if dout is None:
         return (None,) * len(needs)
     dh, dweight1, dweight2 = torch.ops.pix2pixhd_fast.residual_block_backward(

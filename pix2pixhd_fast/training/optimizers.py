@@ -48,13 +48,23 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.options, epoch)
 
-    def update(self, name: str, loss: Tensor) -> None:
-        """One update of "G" or "D" by the gradient of `loss`."""
-        optimizer, scaler = getattr(self, name), self.scalers[name]
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+    def zero_grad(self, letters: str = "GD") -> None:
+        """Drop the gradients of "G" (with E), "D" or both."""
+        for letter in letters:
+            getattr(self, letter).zero_grad()
+
+    def scale(self, letter: str, loss: Tensor) -> Tensor:
+        """The loss of "G" or "D" as it is differentiated: times the scale, under fp16."""
+        return self.scalers[letter].scale(loss)
+
+    def step(self) -> None:
+        """Update the parameters of G (with E), then of D, by the gradients that they have.
+
+        Under fp16 an optimiser whose gradients are not all finite is passed over, its scale halved.
+        """
+        for letter, scaler in self.scalers.items():
+            scaler.step(getattr(self, letter))
+            scaler.update()
 
     def state_dict(self) -> dict:
         """States of both optimisers and scalers."""
