@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.nn.losses import feature_matching_loss
-from pix2pixhd_fast.nn.pending import Pending, materialise
+from pix2pixhd_fast.nn.pending import Pending
 from pix2pixhd_fast.ops.norm_act_pad import Norm
 from pix2pixhd_fast.semantic import pad_by_edge
 
@@ -26,7 +26,6 @@ LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake")
 
 Losses = dict[str, Tensor]
 Ready = Callable[[str], None]
-Features = list[list[Pending]]
 
 
 def backward(
@@ -106,20 +105,20 @@ def _adversarial(batch: _Batch, image: Tensor) -> None:
     if apart:
         with model.autocast():
             pooled = netD(model.pool.query(batch.seen_by_D(image.detach())), raw=True)
-            D_fake = gan(_predictions(pooled), False)
+            D_fake = gan(pooled, False)
         del pooled
         batch.scaled("D", {"D_fake": D_fake}).backward(inputs=parameters)
     with model.autocast():
         real = netD(batch.seen_by_D(batch.real), raw=True)
-        D_real = gan(_predictions(real), True)
+        D_real = gan(real, True)
     real = [[_constant(p) for p in scale] for scale in real]
     batch.scaled("D", {"D_real": D_real}).backward(inputs=parameters)
     with model.autocast():
         fake = netD(batch.seen_by_D(image), raw=True)
-        found = {"G_GAN": gan(_predictions(fake), True)}
-        D_fake = D_fake if apart else gan(_predictions(fake), False)
+        found = {"G_GAN": gan(fake, True)}
+        D_fake = D_fake if apart else gan(fake, False)
         if not options.no_ganFeat_loss:
-            distance = feature_matching_loss(_written(fake), _written(real))
+            distance = feature_matching_loss(fake, real)
             found["G_GAN_Feat"] = options.lambda_feat * distance
     del fake, real
     batch.scaled("G", found).backward(inputs=[image], retain_graph=not apart)
@@ -170,14 +169,6 @@ def _for_D(scene: Tensor, picture: Tensor, num_D: int) -> Tensor:
 def _for_vgg(picture: Tensor) -> Tensor:
     """Sides of less than the 16 pixels that four poolings halve grow by the edge."""
     return pad_by_edge(picture, (VGG_LEAST_SIDE, VGG_LEAST_SIDE))
-
-
-def _predictions(features: Features) -> list[list[Tensor]]:
-    return [[materialise(scale[-1])] for scale in features]
-
-
-def _written(features: Features) -> list[list[Tensor]]:
-    return [[materialise(p) for p in scale] for scale in features]
 
 
 def _constant(p: Pending) -> Pending:
