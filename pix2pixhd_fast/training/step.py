@@ -15,6 +15,7 @@ from torch import Tensor
 from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.nn.losses import feature_matching_loss
 from pix2pixhd_fast.nn.pending import Pending
+from pix2pixhd_fast.nn.recompute import recompute
 from pix2pixhd_fast.ops.norm_act_pad import Norm
 from pix2pixhd_fast.semantic import pad_by_edge
 
@@ -71,7 +72,7 @@ def _branch_by_branch(batch: _Batch, accumulate: bool, ready: Ready) -> Tensor:
     model = batch.model
     if not accumulate:
         model.optimizers.zero_grad()
-    with model.autocast():
+    with model.autocast(), recompute(batch.options.checkpoint):
         fake = model.generate(batch.inputs)
     # float32, in which the gradients of the branches are summed
     image = fake.detach().float().requires_grad_()
@@ -157,6 +158,17 @@ def _as_the_original(batch: _Batch, accumulate: bool, ready: Ready) -> Tensor:
     batch.scaled("D", D).backward()
     ready("D")
     return fake.detach()
+
+
+def forwards(model: "Pix2PixHD", inputs: "Inputs") -> None:
+    """All that a step runs forward: G (with E), then D and VGG on both pictures."""
+    batch = _Batch(model, inputs, 1.0)
+    with model.autocast():
+        fake = model.generate(inputs)
+        for picture in (fake, batch.real):
+            model.netD(batch.seen_by_D(picture))
+        if model.criterionVGG is not None:
+            model.criterionVGG(_for_vgg(fake), _for_vgg(batch.real))
 
 
 def _for_D(scene: Tensor, picture: Tensor, num_D: int) -> Tensor:
