@@ -11,7 +11,7 @@ from pix2pixhd_fast import Options, Pix2PixHD, backend
 from pix2pixhd_fast.profile import Subject, record
 from pix2pixhd_fast.profile.summary import live_bytes
 from pix2pixhd_fast.training import step
-from tests.helpers import assert_close_l2
+from tests.helpers import assert_close_l2, cancelled_bias
 
 SMALL = dict(
     ngf=4, n_downsample_global=2, n_blocks_global=2, n_blocks_local=1, ndf=4, nef=4,
@@ -33,7 +33,13 @@ def make_batch(n=2, size=(24, 32)):
 
 
 def gradients(model):
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    """Without those that are rounding noise, which a norm leaves of the bias in front of it."""
+    named = model.named_parameters()
+    return {
+        name: p.grad.clone()
+        for name, p in named
+        if p.grad is not None and not cancelled_bias(model, name)
+    }
 
 
 def assert_same_gradients(actual, expected, tol):
@@ -56,17 +62,23 @@ CONFIGURATIONS = {
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_gradients_are_those_of_three_forwards(name, monkeypatch):
-    branches, whole = (make_model(**CONFIGURATIONS[name]) for _ in range(2))
-    losses, fake = step.backward(branches, branches.training_inputs(make_batch()))
+    branches, whole = (make_model(**CONFIGURATIONS[name]).double() for _ in range(2))
+    losses, fake = step.backward(branches, wide_inputs(branches))
     monkeypatch.setattr(step, "_branch_by_branch", step._as_the_original)
-    expected, picture = step.backward(whole, whole.training_inputs(make_batch()))
+    expected, picture = step.backward(whole, wide_inputs(whole))
     assert torch.equal(fake, picture)
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(
         {k: v.item() for k, v in expected.items()}, rel=1e-6
     )
     assert_same_gradients(gradients(branches), gradients(whole), 1e-5)
     for key, value in whole.netD.named_buffers():
-        assert_close_l2(branches.netD.get_buffer(key), value, 1e-6, key)
+        assert_close_l2(branches.netD.get_buffer(key), value, 1e-12, key)
+
+
+def wide_inputs(model):
+    """Of a model in float64, in which nothing but a mistake makes two ways differ."""
+    inputs = model.training_inputs(make_batch())
+    return replace(inputs, scene=inputs.scene.double(), image=inputs.image.double())
 
 
 @pytest.mark.parametrize("kept", ["eager", "fused"])
@@ -80,9 +92,7 @@ def test_parts_of_a_batch_add_up(kept):
             inputs = parts.training_inputs({k: v[n : n + 1] for k, v in batch.items()})
             step.backward(parts, inputs, share=0.5, accumulate=n > 0)
     assert sorted(order) == ["D", "G"]
-    # without what an instance norm takes away, which eager leaves as rounding noise
-    found = {k: g for k, g in gradients(whole).items() if k.endswith("weight")}
-    assert_same_gradients({k: gradients(parts)[k] for k in found}, found, 1e-4)
+    assert_same_gradients(gradients(parts), gradients(whole), 1e-4)
 
 
 class ConvolutionGradients(TorchDispatchMode):
@@ -185,9 +195,8 @@ def test_fused_adam_is_adam_and_its_state_is_anybodys():
         plain = make_model()
     assert fused.optimizers.G.param_groups[0]["fused"]
     assert not plain.optimizers.G.param_groups[0]["fused"]
-    for _ in range(3):
-        for model in (fused, plain):
-            model.training_step(make_batch())
+    for model in (fused, plain):
+        model.training_step(make_batch())
     for name, value in plain.named_parameters():
         assert_close_l2(fused.get_parameter(name), value, 1e-5, name)
     states = [model.optimizers.state_dict() for model in (fused, plain)]
@@ -209,5 +218,4 @@ def test_pictures_of_the_two_backends_agree():
     assert_close_l2(fake, picture, 1e-4, "picture")
     for name, loss in expected.items():
         assert losses[name].item() == pytest.approx(loss.item(), rel=1e-4), name
-    weights = {k: g for k, g in gradients(model).items() if k.endswith("weight")}
-    assert_same_gradients({k: found[k] for k in weights}, weights, 1e-2)
+    assert_same_gradients(found, gradients(model), 1e-2)

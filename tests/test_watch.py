@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from pix2pixhd_fast import InputError, backend
-from pix2pixhd_fast.cli import main as cli
+from pix2pixhd_fast.cli.main import main
 from pix2pixhd_fast.errors import NotFiniteError
 from pix2pixhd_fast.training import levers, watch
 from pix2pixhd_fast.training.trainer import Trainer
+from tests import test_training as loop
 from tests.test_step import make_batch, make_model
 
 GIB = 2**30
+dataroot, options = loop.dataroot, loop.options  # fixtures
 PEAKS = {"none": 9.0, "blocks": 7.0, "all": 4.5}
 
 
@@ -32,7 +34,7 @@ def predicted(monkeypatch):
     [(0, "none", "none", 0), (10.1, "none", "none", 1), (9.9, "none", "blocks", 2),
      (6, "none", "all", 3), (20, "blocks", "blocks", 1)],
 )  # fmt: skip
-def test_the_cheapest_that_fits_is_picked(options, predicted, capsys, limit, given, picked, tries):  # noqa: F811
+def test_the_cheapest_that_fits_is_picked(options, predicted, capsys, limit, given, picked, tries):
     trainer = Trainer(options(memory_limit=limit, checkpoint=given))
     assert trainer.options.checkpoint == trainer.model.options.checkpoint == picked
     assert len(predicted) == tries
@@ -40,12 +42,12 @@ def test_the_cheapest_that_fits_is_picked(options, predicted, capsys, limit, giv
     assert all(subject.size == (32, 24) for subject in predicted)
 
 
-def test_a_limit_that_nothing_meets_is_refused_with_the_least(options, predicted):  # noqa: F811
+def test_a_limit_that_nothing_meets_is_refused_with_the_least(options, predicted):
     with pytest.raises(InputError, match="memory_limit is 5 GiB, .* at least 5.5 GiB at 32x24"):
         Trainer(options(memory_limit=5.0))
 
 
-def test_advice_for_bf16(options, monkeypatch):  # noqa: F811
+def test_advice_for_bf16(options, monkeypatch):
     sizes = {"off": 4 * GIB, "bf16": 3 * GIB}
     monkeypatch.setattr(levers, "peak_bytes", lambda subject: sizes[subject.options.amp])
     o = options()
@@ -90,7 +92,7 @@ def test_finite_losses_cost_no_forward():
         watch.check_losses({"G_GAN": float("nan"), "D_real": 1.0}, model, make_batch())
 
 
-def test_training_ends_before_bad_weights_are_saved(options, monkeypatch, capsys):  # noqa: F811
+def test_training_ends_before_bad_weights_are_saved(options, monkeypatch, capsys):
     o = options(name="bad", save_latest_freq=2, print_freq=1000)
     trainer = Trainer(o)
     train = trainer.model.training_step
@@ -105,11 +107,8 @@ def test_training_ends_before_bad_weights_are_saved(options, monkeypatch, capsys
         trainer.run()
     saved = torch.load(trainer.folder / "latest_net_G.pth", weights_only=True)
     assert all(value.isfinite().all() for value in saved.values())
-    monkeypatch.setattr(cli.train, "Trainer", lambda *_: trainer)
-    monkeypatch.setattr(trainer, "run", lambda: watch.check_losses({"D": float("inf")}, *bad()))
-    assert cli.main(["train"]) == 1
+    monkeypatch.setattr("pix2pixhd_fast.cli.train.Trainer", lambda *_: trainer)
+    bad = {"D": float("inf")}, make_model(), make_batch()
+    monkeypatch.setattr(trainer, "run", lambda: watch.check_losses(*bad))
+    assert main(["train"]) == 1
     assert "pix2pixhd-fast: the losses are not finite any more (D inf)" in capsys.readouterr().err
-
-
-def bad():
-    return make_model(), make_batch()

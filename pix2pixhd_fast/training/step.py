@@ -16,6 +16,7 @@ from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.nn.losses import feature_matching_loss
 from pix2pixhd_fast.nn.pending import Pending
 from pix2pixhd_fast.nn.recompute import recompute
+from pix2pixhd_fast.ops.channel_statistics import wide
 from pix2pixhd_fast.ops.norm_act_pad import Norm
 from pix2pixhd_fast.semantic import pad_by_edge
 
@@ -74,8 +75,8 @@ def _branch_by_branch(batch: _Batch, accumulate: bool, ready: Ready) -> Tensor:
         model.optimizers.zero_grad()
     with model.autocast(), recompute(batch.options.checkpoint):
         fake = model.generate(batch.inputs)
-    # float32, in which the gradients of the branches are summed
-    image = fake.detach().float().requires_grad_()
+    # float32 (float64 for float64), in which the gradients of the branches are summed
+    image = wide(fake.detach()).requires_grad_()
     if not batch.options.no_vgg_loss:
         _perceptual(batch, image)
     _adversarial(batch, image)
