@@ -147,7 +147,10 @@ def _residual_block(padding: str, h: Tensor, *weights: Tensor) -> Tensor:
 
 @op_case
 def instance_boundaries(request: Request, size: Size, dtype: str) -> Iterator[OpCase]:
-    """Ids of 32 and of 64 bits, whatever the dtype; both backends end in float, as G reads it."""
+    """Ids of 32 and of 64 bits, whatever the dtype.
+
+    Eager ends in float, as the original's networks read it, fused in uint8, as label maps hold it.
+    """
     pixels = request.batch * size[0] * size[1]
     for ids in (torch.int32, torch.int64):
         name = str(ids).removeprefix("torch.")
@@ -155,8 +158,8 @@ def instance_boundaries(request: Request, size: Size, dtype: str) -> Iterator[Op
             name=f"ids of {name}",
             inputs=lambda ids=ids: (instance_ids(size, request.batch, ids),),
             eager=_shifted_comparisons,
-            fused=lambda ids: ops.instance_boundaries(ids).float(),
-            floor_bytes=(pixels * (ids.itemsize + 4), 0),
+            fused=ops.instance_boundaries,
+            floor_bytes=(pixels * (ids.itemsize + 1), 0),
             tolerance=0.0,
             dtype=name,
         )
