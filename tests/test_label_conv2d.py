@@ -2,16 +2,20 @@
 
 from typing import NamedTuple
 
+import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
 from torch import Tensor
 
+from pix2pixhd_fast import InputError
+from pix2pixhd_fast._library import library_status
 from pix2pixhd_fast.ops import label_conv2d
-from pix2pixhd_fast.ops.label_conv2d import level_size
+from pix2pixhd_fast.ops.label_conv2d import label_conv2d_backward_ref, label_conv2d_ref, level_size
 from pix2pixhd_fast.semantic import SemanticMap
 from tests.helpers import assert_close_l2
-from tests.pictures import draw, padded
+from tests.pictures import draw, ops, padded
 
 EPS = 1e-5
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -116,4 +120,45 @@ SMALL = [
 @pytest.mark.parametrize("problem", SMALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_small(dtype, problem):
+    assert_right(problem, dtype)
+
+
+@st.composite
+def problems(draw_one):
+    kernel, stride = draw_one(st.sampled_from([1, 2, 3, 4, 7])), draw_one(st.integers(1, 2))
+    level = draw_one(st.integers(0, 2))
+    h, w = draw_one(st.integers(1, 30)), draw_one(st.integers(1, 40))
+    low = level_size((h, w), level)
+    padding = draw_one(st.sampled_from(["none", "reflect", "replicate", "zero"]))
+    pad = 0 if padding == "none" else draw_one(st.integers(0, 4))
+    pad = min(pad, min(low) - 1) if padding == "reflect" else pad
+    # The kernel must fit into the padded picture.
+    kernel = min(kernel, min(low) + 2 * pad)
+    return Problem(
+        (draw_one(st.integers(1, 2)), h, w),
+        draw_one(st.sampled_from([1, 2, 35, 126, 127, 255, 256]) | st.integers(1, 20)),
+        draw_one(st.sampled_from([1, 3, 16, 31, 32, 48, 64, 115])),
+        kernel,
+        stride,
+        padding,
+        pad,
+        level,
+        draw_one(st.sampled_from([1, 4, 12, 50])),
+        draw_one(st.booleans()),
+        draw_one(st.booleans()),
+        draw_one(st.sampled_from([0, 0, 3])),
+        *draw_one(st.sampled_from([(True, False), (False, False), (True, True)])),
+    )
+
+
+@settings(max_examples=220)
+@given(problems())
+def test_drawn_kernel_against_reference_layers(problem):
+    assert_right(problem, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@settings(max_examples=30)
+@given(problems())
+def test_narrow_kernel_against_reference_layers(dtype, problem):
     assert_right(problem, dtype)
