@@ -79,59 +79,10 @@ class Shares {
     found_.clear();
   }
 
-  bool single() const { return found_.size() == 1; }
-  int32_t first() const { return found_.front(); }
-  void clear() {
-    for (const int32_t code : found_) share_[code] = 0.0f;
-    found_.clear();
-  }
-
  private:
   std::vector<float> share_;
   std::vector<int32_t> found_;
 };
-
-// The next level: 3x3, stride 2, padding 1, of the cells that there are.
-template <typename Code>
-Cells<Code> pool(const Cells<Code>& in, int64_t codes) {
-  const int64_t height = ceil_div(in.height, 2), width = ceil_div(in.width, 2);
-  Cells<Code> out{height, width, std::vector<Code>(height * width),
-                  std::vector<int32_t>(height * width), std::vector<std::vector<Part>>(height)};
-  parallel_for(0, height, ceil_div(kChunk / 8, width), [&](int64_t begin, int64_t end) {
-    Shares shares(codes);
-    for (int64_t y = begin; y < end; ++y) pool_row(in, y, shares, out);
-  });
-  return out;
-}
-
-template <typename Code>
-void pool_row(const Cells<Code>& in, int64_t y, Shares& shares, Cells<Code>& out) {
-  const int64_t top = std::max<int64_t>(0, 2 * y - 1), bottom = std::min(in.height, 2 * y + 2);
-  for (int64_t x = 0; x < out.width; ++x) {
-    const int64_t left = std::max<int64_t>(0, 2 * x - 1), right = std::min(in.width, 2 * x + 2);
-    const float share = 1.0f / static_cast<float>((bottom - top) * (right - left));
-    for (int64_t r = top; r < bottom; ++r) {
-      for (int64_t c = left; c < right; ++c) {
-        const Code code = in.codes[r * in.width + c];
-        if (code != kMixed<Code>) {
-          shares.add(code, share);
-          continue;
-        }
-        for (const Part* part = in.parts_at(r, c); part->code >= 0; ++part) {
-          shares.add(part->code, share * part->share);
-        }
-      }
-    }
-    const int64_t i = y * out.width + x;
-    out.codes[i] = shares.single() ? static_cast<Code>(shares.first()) : kMixed<Code>;
-    if (shares.single()) {
-      shares.clear();
-    } else {
-      out.lists[i] = static_cast<int32_t>(out.parts[y].size());
-      shares.move_to(out.parts[y]);
-    }
-  }
-}
 
 // to = a where a and b are the same, elsewhere mixed; to may be a.
 PIX2PIXHD_FAST_SIMD
@@ -142,6 +93,61 @@ void agree(const uint8_t* a, const uint8_t* b, int64_t count, uint8_t* to) {
 PIX2PIXHD_FAST_SIMD
 void agree(const int32_t* a, const int32_t* b, int64_t count, int32_t* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = a[i] == b[i] ? a[i] : kMixed<int32_t>;
+}
+
+// The mean of the cells [top, bottom) x [left, right).
+template <typename Code>
+void add_shares(const Cells<Code>& in, int64_t top, int64_t bottom, int64_t left, int64_t right,
+                Shares& shares) {
+  const float share = 1.0f / static_cast<float>((bottom - top) * (right - left));
+  for (int64_t r = top; r < bottom; ++r) {
+    for (int64_t c = left; c < right; ++c) {
+      const Code code = in.codes[r * in.width + c];
+      if (code != kMixed<Code>) {
+        shares.add(code, share);
+        continue;
+      }
+      for (const Part* part = in.parts_at(r, c); part->code >= 0; ++part) {
+        shares.add(part->code, share * part->share);
+      }
+    }
+  }
+}
+
+// `same`: [in.width], for the codes that the three cells of a column have in common.
+template <typename Code>
+void pool_row(const Cells<Code>& in, int64_t y, Code* same, Shares& shares, Cells<Code>& out) {
+  const int64_t top = std::max<int64_t>(0, 2 * y - 1), bottom = std::min(in.height, 2 * y + 2);
+  std::copy_n(in.codes.data() + top * in.width, in.width, same);
+  for (int64_t r = top + 1; r < bottom; ++r) {
+    agree(same, in.codes.data() + r * in.width, in.width, same);
+  }
+  for (int64_t x = 0; x < out.width; ++x) {
+    const int64_t left = std::max<int64_t>(0, 2 * x - 1), right = std::min(in.width, 2 * x + 2);
+    Code code = same[left];
+    for (int64_t c = left + 1; c < right; ++c) code = same[c] == code ? code : kMixed<Code>;
+    const int64_t i = y * out.width + x;
+    out.codes[i] = code;
+    if (code == kMixed<Code>) {
+      out.lists[i] = static_cast<int32_t>(out.parts[y].size());
+      add_shares(in, top, bottom, left, right, shares);
+      shares.move_to(out.parts[y]);
+    }
+  }
+}
+
+// The next level: 3x3, stride 2, padding 1, of the cells that there are.
+template <typename Code>
+Cells<Code> pool(const Cells<Code>& in, int64_t codes) {
+  const int64_t height = ceil_div(in.height, 2), width = ceil_div(in.width, 2);
+  Cells<Code> out{height, width, std::vector<Code>(height * width),
+                  std::vector<int32_t>(height * width), std::vector<std::vector<Part>>(height)};
+  parallel_for(0, height, ceil_div(kChunk / 8, width), [&](int64_t begin, int64_t end) {
+    Shares shares(codes);
+    std::vector<Code> same(in.width);
+    for (int64_t y = begin; y < end; ++y) pool_row(in, y, same.data(), shares, out);
+  });
+  return out;
 }
 
 // The windows of a convolution over padded cells.
