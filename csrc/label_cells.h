@@ -155,6 +155,8 @@ struct Windows {
   int64_t kernel_height, kernel_width, stride, rows, columns;
 
   int64_t taps() const { return kernel_height * kernel_width; }
+  // Of a table by code: the taps, then the sums of each row of taps, for rows of one code.
+  int64_t entries() const { return taps() + kernel_height; }
 };
 
 // Cells with their padding: zeros are cells of no class and no edge, whose weights are zero.
@@ -164,7 +166,9 @@ struct PaddedCells {
   int64_t width;
   std::vector<Code> codes;         // [padded height, width]
   std::vector<const Part*> parts;  // of the mixed ones; empty where there are none
-  std::vector<Code> window_codes;  // [windows.rows, windows.columns]: of those of one code
+  std::vector<Code> row_codes;     // [padded height, row_columns]: of kernel_width cells of one
+  int64_t row_columns;
+  std::vector<Code> window_codes;  // [windows.rows, windows.columns]: of windows of one
 
   PaddedCells(Cells<Code> given, Padding padding, int64_t nothing, const Windows& windows)
       : cells(std::move(given)), width(cells.width + 2 * padding.pad) {
@@ -192,11 +196,11 @@ struct PaddedCells {
 
   // Along rows, then along columns.
   void find_windows(int64_t height, const Windows& windows) {
-    const int64_t columns = width - windows.kernel_width + 1;
-    std::vector<Code> along(height * columns);
+    const int64_t columns = row_columns = width - windows.kernel_width + 1;
+    row_codes.resize(height * columns);
     parallel_for(0, height, ceil_div(kChunk, width), [&](int64_t begin, int64_t end) {
       for (int64_t y = begin; y < end; ++y) {
-        Code* to = along.data() + y * columns;
+        Code* to = row_codes.data() + y * columns;
         std::copy_n(codes.data() + y * width, columns, to);
         for (int64_t x = 1; x < windows.kernel_width; ++x) {
           agree(to, codes.data() + y * width + x, columns, to);
@@ -207,7 +211,7 @@ struct PaddedCells {
     parallel_for(0, windows.rows, ceil_div(kChunk, width), [&](int64_t begin, int64_t end) {
       std::vector<Code> found(columns);
       for (int64_t y = begin; y < end; ++y) {
-        const Code* from = along.data() + y * windows.stride * columns;
+        const Code* from = row_codes.data() + y * windows.stride * columns;
         std::copy_n(from, columns, found.data());
         for (int64_t r = 1; r < windows.kernel_height; ++r) {
           agree(found.data(), from + r * columns, columns, found.data());
@@ -244,33 +248,43 @@ typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
 
 [[gnu::always_inline]] inline Lanes& lanes_at(float* to) { return *reinterpret_cast<Lanes*>(to); }
 
-// How the kernels look at the cells: `first` is the first cell of a window, that of the next one
-// is `stride` further.
+// How the kernels look at the cells: `first` and `first_row` are where a window begins in `codes`
+// and in `row_codes`; the next one is `stride` further.
 template <typename Code>
 struct Window {
-  const Code* codes;
+  const Code *codes, *row_codes;
   const Part* const* parts;
-  int64_t first, width, kernel_height, kernel_width, stride;
+  int64_t first, first_row, width, row_columns;
+  const Windows& windows;
   int64_t pitch;  // the channels, rounded up to whole lanes
 
-  // Calls body(row of a table [code][tap][pitch], share) for everything in the window.
+  // Calls body(row of a table [code][entry][pitch], share) for everything in the window.
   template <typename Body>
   [[gnu::always_inline]] void for_each_part(Body body) const {
-    const int64_t taps = kernel_height * kernel_width;
-    int64_t tap = 0;
-    for (int64_t y = 0; y < kernel_height; ++y) {
-      for (int64_t x = 0; x < kernel_width; ++x, ++tap) {
-        const int64_t cell = first + y * width + x;
-        const Code code = codes[cell];
+    const int64_t taps = windows.taps(), entries = windows.entries();
+    for (int64_t y = 0; y < windows.kernel_height; ++y) {
+      const int64_t whole = row_codes[first_row + y * row_columns];
+      if (whole != kMixed<Code>) {
+        body((whole * entries + taps + y) * pitch, 1.0f);
+        continue;
+      }
+      for (int64_t x = 0; x < windows.kernel_width; ++x) {
+        const int64_t cell = first + y * width + x, tap = y * windows.kernel_width + x;
+        const int64_t code = codes[cell];
         if (code != kMixed<Code>) {
-          body((code * taps + tap) * pitch, 1.0f);
+          body((code * entries + tap) * pitch, 1.0f);
           continue;
         }
         for (const Part* part = parts[cell]; part->code >= 0; ++part) {
-          body((part->code * taps + tap) * pitch, part->share);
+          body((part->code * entries + tap) * pitch, part->share);
         }
       }
     }
+  }
+
+  [[gnu::always_inline]] void advance() {
+    first += windows.stride;
+    first_row += windows.stride;
   }
 };
 
@@ -279,12 +293,13 @@ Window<Code> window_at(const PaddedCells<Code>& cells, const Windows& windows, i
                        int64_t pitch) {
   const int64_t y = index / windows.columns, x = index % windows.columns;
   return {cells.codes.data(),
+          cells.row_codes.data(),
           cells.parts.data(),
           (y * cells.width + x) * windows.stride,
+          (y * cells.row_columns + x) * windows.stride,
           cells.width,
-          windows.kernel_height,
-          windows.kernel_width,
-          windows.stride,
+          cells.row_columns,
+          windows,
           pitch};
 }
 
