@@ -2,6 +2,7 @@
 
 from pix2pixhd_fast.ops.channel_statistics import channel_statistics
 from pix2pixhd_fast.ops.instance_boundaries import instance_boundaries
+from pix2pixhd_fast.ops.label_conv2d import label_conv2d
 from pix2pixhd_fast.ops.norm_act_conv import Conv, norm_act_conv
 from pix2pixhd_fast.ops.norm_act_pad import Norm, norm_act_pad, normalise
 from pix2pixhd_fast.ops.residual_block import Bordered, residual_block
@@ -12,6 +13,7 @@ __all__ = [
     "Norm",
     "channel_statistics",
     "instance_boundaries",
+    "label_conv2d",
     "norm_act_conv",
     "norm_act_pad",
     "normalise",
