@@ -3,7 +3,7 @@
 // Device code of label_conv2d, and its launches. Knows no torch.
 //
 // A block convolves a tile of 32 x 16 pixels, all channels: it finds the windows that hold one code
-// only (label_codes.cuh) and puts their pixels first. Their results are copies of one row of a
+// only (label_tiles.cuh) and puts their pixels first. Their results are copies of one row of a
 // small table, [code, channel]; for the others the rows of the weights, [code, tap, channel], are
 // added up, through the caches. A thread has 16 bytes of channels of a pixel; all sums are float32.
 // Statistics: of what was written, by Welford in each thread, then over threads, tiles, in a fixed
@@ -12,7 +12,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "label_codes.cuh"
+#include "label_tiles.cuh"
 
 namespace pix2pixhd_fast {
 
@@ -100,29 +100,29 @@ __device__ inline void add_row(const float* row, float share, float (&sum)[kWidt
   }
 }
 
-// Adds what the window of one pixel gives, tap by tap; k: the first channel.
-template <int kWidth>
+// Adds what the window of one pixel gives, tap by tap; rows: from the first channel on. Only a
+// pooled level has mixtures; without them four loads are on their way at a time.
+template <bool kPooled, int kWidth>
 __device__ inline void gather(const LabelConv& conv, const Level& level, const Tile& tile,
                               int64_t picture, const float* rows, int64_t row_size, int row,
                               int column, float (&sum)[kWidth]) {
   const uint16_t* window = tile.codes + row * conv.stride * tile.width + column * conv.stride;
   for (int y = 0; y < conv.kernel_height; ++y, window += tile.width) {
-#pragma unroll 2
+#pragma unroll 16 / kWidth
     for (int x = 0; x < conv.kernel_width; ++x, rows += row_size) {
       const uint16_t code = window[x];
-      if (code != kMixed) {
+      if (!kPooled || code != kMixed) {
         add_row(rows + code * conv.taps() * row_size, 1.0f, sum);
         continue;
       }
-      const int source_y = (tile.first_y + row) * conv.stride - conv.pad + y;
-      const int source_x = (tile.first_x + column) * conv.stride - conv.pad + x;
-      const int64_t pixel =
-          picture +
-          static_cast<int64_t>(padded_source(conv.padding, source_y, conv.height)) * conv.width +
-          padded_source(conv.padding, source_x, conv.width);
-      level.for_each_share(pixel, [&](uint16_t other, float share) {
+      const int top = (tile.first_y + row) * conv.stride - conv.pad;
+      const int left = (tile.first_x + column) * conv.stride - conv.pad;
+      const int64_t source_y = padded_source(conv.padding, top + y, conv.height);
+      const int source_x = padded_source(conv.padding, left + x, conv.width);
+      const auto add = [&](uint16_t other, float share) {
         add_row(rows + other * conv.taps() * row_size, share, sum);
-      });
+      };
+      level.for_each_share(picture + source_y * conv.width + source_x, add);
     }
   }
 }
@@ -206,10 +206,14 @@ __device__ inline void write_moments(const Moments<kWidth>& moments, int pixels,
   target[row + k] = square;
 }
 
+// So that a thread has 80 registers, all of which 16-bit types take: of 64 they spill 4 to 12
+// bytes.
+constexpr int kConvolveBlocks = 3;
+
 // A block for each tile of a picture, blockIdx.y: the picture. lanes: threads of a pixel, a power
 // of two up to 32. addend: null for none; parts: [N, tiles, 2, K], null for no statistics.
-template <bool kAligned, typename T>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
+template <bool kAligned, bool kPooled, typename T>
+__global__ void __launch_bounds__(kTileThreads, kConvolveBlocks)
     convolve(LabelConv conv, Level level, Tables tables, int lanes, const T* __restrict__ addend,
              T* __restrict__ y, float* __restrict__ parts) {
   constexpr int kWidth = Vector<T>::kWidth;
@@ -227,7 +231,8 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
       float sum[kWidth] = {};
       add_row(tables.sums + static_cast<int64_t>(code) * tables.channels + k, 1.0f, sum);
       if (i >= uniform) {
-        gather(conv, level, tile, picture, tables.rows + k, tables.channels, row, column, sum);
+        gather<kPooled>(conv, level, tile, picture, tables.rows + k, tables.channels, row, column,
+                        sum);
       }
       const int64_t target = tile.result(conv, blockIdx.y, row, column) * conv.channels + k;
       finish<kAligned>(addend == nullptr ? nullptr : addend + target, y + target, conv.channels - k,
@@ -307,7 +312,10 @@ template <typename T>
   }
   const uintptr_t lies = reinterpret_cast<uintptr_t>(y) | reinterpret_cast<uintptr_t>(addend);
   const bool aligned = conv.channels % Vector<T>::kWidth == 0 && lies % 16 == 0;
-  const auto kernel = aligned ? convolve<true, T> : convolve<false, T>;
+  auto kernel = aligned ? convolve<true, false, T> : convolve<false, false, T>;
+  if (level.pooled != nullptr) {
+    kernel = aligned ? convolve<true, true, T> : convolve<false, true, T>;
+  }
   const dim3 grid(conv.tiles(), conv.count);
   error = launch(kernel, grid, dim3(kTileThreads), Tile::bytes(conv), stream, conv, level, tables,
                  lanes, addend, y, parts);

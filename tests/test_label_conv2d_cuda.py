@@ -1,21 +1,24 @@
 """label_conv2d in CUDA: the device code, run on the CPU, against the reference in float64."""
 
+import re
 from typing import NamedTuple
 
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from torch import Tensor
 
+from pix2pixhd_fast._launches import launches_of
 from pix2pixhd_fast.ops.label_conv2d import (
     label_conv2d_backward_ref,
     label_conv2d_ref,
     level_size,
 )
 from tests.cuda_on_cpu import HERE, SEEDS, DeviceError, Output, device_program
-from tests.helpers import assert_close_l2
+from tests.helpers import ROOT, assert_close_l2
 
+OPS = torch.ops.pix2pixhd_fast
 EPS = 1e-5
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 PADDINGS = ("none", "zero", "reflect", "replicate")
@@ -83,18 +86,24 @@ class Problem(NamedTuple):
         """Of the size of the result, channels_last."""
         return self.draw(self.shape[0], *self.size, self.k, seed=seed).permute(0, 3, 1, 2)
 
-    def pooled(self) -> tuple[Tensor | int, Tensor | int]:
+    def pooled(self) -> list[Tensor]:
         """Scratch for the codes of a pooled level and their mixtures."""
         if self.level == 0:
-            return 0, 0
+            return []
         pixels = (self.shape[0], *self.level_size)
         codes = (self.num_labels + 1) * (1 + self.with_edges)
         slots = min(codes, 9 if self.level == 1 else 49)
-        return torch.empty(pixels, dtype=torch.int16), torch.empty(*pixels, slots).int()
+        return [torch.empty(pixels, dtype=torch.int16), torch.empty(*pixels, slots).int()]
+
+    @property
+    def tiles(self) -> int:
+        """Of one picture."""
+        return -(-self.size[0] // 16) * -(-self.size[1] // 32)
 
 
-def scratch(*tensors: Tensor | int) -> list[Output | int]:
-    return [Output(t, whole=False) if isinstance(t, Tensor) else t for t in tensors]
+def in_part(tensors: list[Tensor]) -> list[Output | int]:
+    """Scratch that may stay unwritten, or two null pointers."""
+    return [Output(t, whole=False) for t in tensors] or [0, 0]
 
 
 def last(picture: Tensor) -> Tensor:
@@ -108,36 +117,40 @@ def run(name: str, problem: Problem, *arguments, seed: int) -> None:
     program.run(function, problem.sizes(), *arguments, seed=seed)
 
 
-def tiles_of(problem: Problem) -> int:
-    """Of one picture."""
-    return -(-problem.size[0] // 16) * -(-problem.size[1] // 32)
+class Forward(NamedTuple):
+    weight: Tensor
+    y: Tensor
+    mean: Tensor
+    rstd: Tensor
+    scratch: list[Tensor]
 
 
-def convolve(problem: Problem, seed: int, addend: Tensor | None, bias: Tensor | None):
-    """The weight, and y, mean and rstd of the CUDA code."""
-    n, k = problem.shape[0], problem.k
-    kh, kw = problem.kernel
+def convolve(problem: Problem, seed: int, addend: Tensor | None, bias: Tensor | None) -> Forward:
+    """By the CUDA code, a weight of its own."""
+    n, k, (kh, kw) = problem.shape[0], problem.k, problem.kernel
     weight = problem.draw(kh, problem.inputs, kw, k, seed=1)
     padded_k = -(-k // 8) * 8
     codes = (problem.num_labels + 1) * (1 + problem.with_edges)
     rows, sums = torch.empty(codes, kh * kw, padded_k), torch.empty(codes + 1, padded_k)
-    parts = torch.empty(n, tiles_of(problem), 2, k)
+    parts = torch.empty(n, problem.tiles, 2, k)
     y = torch.empty(n, *problem.size, k, dtype=problem.dtype)
     mean, rstd = torch.empty(n, k), torch.empty(n, k)
     labels, edges = problem.map()
+    pooled = problem.pooled()
     run(
         "convolve", problem, labels, 0 if edges is None else edges, weight,
-        0 if bias is None else bias, 0 if addend is None else last(addend),
-        *scratch(*problem.pooled()), Output(rows), Output(sums), Output(parts), EPS, Output(y),
-        Output(mean), Output(rstd), seed=seed,
+        0 if bias is None else bias, 0 if addend is None else last(addend), *in_part(pooled),
+        Output(rows), Output(sums), Output(parts), EPS, Output(y), Output(mean), Output(rstd),
+        seed=seed,
     )  # fmt: skip
-    return weight.permute(3, 1, 0, 2), y.permute(0, 3, 1, 2), mean, rstd
+    weight, y = weight.permute(3, 1, 0, 2), y.permute(0, 3, 1, 2)
+    return Forward(weight, y, mean, rstd, [*pooled, rows, sums, parts])
 
 
 def assert_forward(problem: Problem, seed: int, with_addend: bool = True) -> None:
     addend = problem.picture(2) if with_addend else None
     bias = problem.draw(problem.k, seed=3) if with_addend else None
-    weight, y, mean, rstd = convolve(problem, seed, addend, bias)
+    weight, y, mean, rstd, _ = convolve(problem, seed, addend, bias)
     wide = (None if t is None else t.double() for t in (weight, bias, addend))
     want = label_conv2d_ref(
         *problem.map(), *wide, problem.num_labels, *problem.options, False, None
@@ -150,30 +163,30 @@ def assert_forward(problem: Problem, seed: int, with_addend: bool = True) -> Non
     assert_close_l2(torch.stack((mean, 1 / rstd)), want, 1e-6, "statistics")
 
 
-def backward(problem: Problem, seed: int, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """dweight and dbias of the CUDA code."""
-    tiles = tiles_of(problem) * problem.shape[0]
-    taps = problem.kernel[0] * problem.kernel[1]
+def backward(problem: Problem, seed: int, dy: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """dweight, dbias and the scratch of the CUDA code."""
+    tiles = problem.tiles * problem.shape[0]
+    k, taps = problem.k, problem.kernel[0] * problem.kernel[1]
     classes, mixed = (torch.empty(tiles, 512, dtype=torch.int16) for _ in range(2))
     counts = torch.empty(tiles, dtype=torch.int32)
-    sums = problem.inputs * taps * problem.k * 4
-    splits = min(max(2**24 // sums, 1), 64, tiles)
-    uniform = torch.empty(-(-tiles // 8), problem.inputs + 1, problem.k)
-    parts = torch.empty(splits, problem.inputs, taps, problem.k)
-    dweight = torch.empty(problem.k, problem.inputs, *problem.kernel, dtype=problem.dtype)
-    dbias = torch.empty(problem.k, dtype=problem.dtype)
+    uniform = torch.empty(-(-tiles // 8), problem.inputs + 1, k)
+    splits = min(max(2**24 // (problem.inputs * taps * k * 4), 1), 64, tiles)
+    parts = torch.empty(splits, problem.inputs, taps, k)
+    dweight = torch.empty(k, problem.inputs, *problem.kernel, dtype=problem.dtype)
+    dbias = torch.empty(k, dtype=problem.dtype)
     labels, edges = problem.map()
+    pooled = problem.pooled()
     run(
-        "backward", problem, labels, 0 if edges is None else edges, last(dy),
-        *scratch(*problem.pooled(), classes, mixed), Output(counts), Output(uniform),
-        Output(parts), Output(dweight), Output(dbias), seed=seed,
+        "backward", problem, labels, 0 if edges is None else edges, last(dy), *in_part(pooled),
+        *in_part([classes, mixed]), Output(counts), Output(uniform), Output(parts),
+        Output(dweight), Output(dbias), seed=seed,
     )  # fmt: skip
-    return dweight, dbias
+    return dweight, dbias, [*pooled, classes, mixed, counts, uniform, parts]
 
 
 def assert_backward(problem: Problem, seed: int) -> None:
     dy = problem.picture(4)
-    dweight, dbias = backward(problem, seed, dy)
+    dweight, dbias, _ = backward(problem, seed, dy)
     rest = (problem.num_labels, *problem.kernel, *problem.options)
     wanted = label_conv2d_backward_ref(dy.double(), *problem.map(), *rest)
     assert_close_l2(dweight, wanted[0], TOLERANCES[problem.dtype], "dweight")
@@ -197,6 +210,169 @@ PROBLEMS = [
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p.shape} {p.k}")
 def test_cuda_code_against_reference(problem):
-    for seed in SEEDS:
-        assert_forward(problem, seed)
-        assert_backward(problem, seed)
+    assert_forward(problem, seed=0)
+    assert_backward(problem, seed=0)
+
+
+@st.composite
+def problems(draw):
+    level = draw(st.integers(0, 2))
+    padding = draw(st.sampled_from(PADDINGS))
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    pad = 0 if padding == "none" else draw(st.integers(0, 3))
+    least = max(*kernel, pad + 1)
+    sides = st.integers(least << level, (least << level) + 40)
+    return Problem(
+        (draw(st.integers(1, 2)), draw(sides), draw(sides)),
+        draw(st.integers(1, 9)),
+        draw(st.sampled_from([1, 3, 4, 7, 8, 16, 24])),
+        kernel,
+        draw(st.integers(1, 3)),
+        padding,
+        pad,
+        level,
+        draw(st.sampled_from([1, 4, 13, 64])),
+        draw(st.booleans()),
+        draw(st.booleans()),
+        draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16])),
+    )
+
+
+@settings(max_examples=25)
+@given(problems(), st.sampled_from(SEEDS), st.booleans())
+def test_drawn_cuda_code_against_reference(problem, seed, with_addend):
+    assert_forward(problem, seed, with_addend)
+    assert_backward(problem, seed)
+
+
+@pytest.mark.parametrize("problem", [PROBLEMS[2], PROBLEMS[4]], ids=["level 0", "level 1"])
+def test_cuda_code_repeats_exactly(problem):
+    """Whatever the order of threads and blocks."""
+    addend, dy = problem.picture(2), problem.picture(4)
+    for run_once in (
+        lambda seed: convolve(problem, seed, addend, None)[1:4],
+        lambda seed: backward(problem, seed, dy)[:2],
+    ):
+        first, *others = [run_once(seed) for seed in SEEDS]
+        assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[3]], ids=["float32", "float16"])
+def test_cuda_code_on_results_that_start_anywhere(problem):
+    """An addend that is not on 16 bytes: no vectors."""
+    n, k = problem.shape[0], problem.k
+    flat = problem.draw(1 + n * problem.size[0] * problem.size[1] * k, seed=5)[1:]
+    addend = flat.view(n, *problem.size, k).permute(0, 3, 1, 2)
+    vectors = convolve(problem, 0, addend.contiguous(memory_format=torch.channels_last), None)
+    assert torch.equal(convolve(problem, 0, addend, None).y, vectors.y)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_cuda_code_of_more_inputs_than_shared_memory_holds(level):
+    """The accumulators of the backward in two groups of inputs."""
+    assert_backward(Problem((1, 24, 24), 1000, 2, (2, 1), pad=1, level=level, wide=True), seed=1)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"shape": (1, 1, 2**31)}, {"shape": (65536, 1, 1)}, {"num_labels": 40_000}, {"stride": 9},
+     {"shape": (1, 2**30, 2), "padding": "replicate"}, {"kernel": (2**16, 1)}, {"k": 2**16}],
+    ids=str,
+)  # fmt: skip
+def test_cuda_code_refuses_what_it_has_no_room_for(sizes):
+    problem = Problem(**{"shape": (1, 100, 100), "pad": 0} | sizes)
+    for name, count in (("convolve", 14), ("backward", 12)):
+        with pytest.raises(DeviceError, match="cudaError_t 1$"):
+            given = [EPS if name == "convolve" and i == 10 else 0 for i in range(count)]
+            run(name, problem, *given, seed=0)
+
+
+CODE = "label_codes.cuh", "label_conv2d.cuh", "label_conv2d_backward.cuh"
+
+
+def launched_kernels(function: str) -> list[str]:
+    """What the launch `function` launches, by its text."""
+    texts = {name: (ROOT / "csrc" / name).read_text() for name in CODE}
+    kernels = {
+        kernel: f"{name.removesuffix('.cuh')}.{kernel}"
+        for name, text in texts.items()
+        for kernel in re.findall(
+            r"__global__[^;{]*?(\w+)\(\w", text.replace("__launch_bounds__(", "(")
+        )
+    }
+    (body,) = re.findall(rf" {function}\(.*?\n}}", "".join(texts.values()), re.DOTALL)
+    names = re.findall(r"(?:launch\(\s*|launch_|auto kernel = aligned \? )(\w+)", body)
+    return [kernels[name] for name in names if name in kernels]
+
+
+@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[3], PROBLEMS[4], PROBLEMS[5]])
+def test_launches_are_described(problem):
+    """Names in their order, and scratch to the byte: what the CUDA code needs, and fills."""
+    labels, edges = problem.map()
+    addend, dy = problem.picture(2), problem.picture(4)
+    done = convolve(problem, 0, addend, None)
+    rest = (problem.num_labels, *problem.options)
+    arguments = (labels, edges, done.weight, None, addend, *rest, False, EPS)
+    found = launches_of(OPS.label_conv2d.default, arguments, {}, done[1:4])
+    names = launched_kernels("launch_label_conv2d")
+    assert [x.name for x in found] == (names if problem.level else names[1:])
+    assert {x.scratch for x in found} == {sum(t.nbytes for t in done.scratch)}
+    codes = sum(t.nbytes for t in (problem.pooled() if problem.level else (labels, edges)))
+    tables, parts = sum(t.nbytes for t in done.scratch[-3:-1]), done.scratch[-1].nbytes
+    moved = [(done.weight.nbytes, tables),
+             (codes + tables + addend.nbytes, done.y.nbytes + parts),
+             (parts, done.mean.nbytes + done.rstd.nbytes)]  # fmt: skip
+    assert [(x.read, x.written) for x in found[-3:]] == moved
+
+    *gradients, scratch = backward(problem, 0, dy)
+    arguments = (dy, labels, edges, problem.num_labels, *problem.kernel, *problem.options)
+    found = launches_of(OPS.label_conv2d_backward.default, arguments, {}, gradients)
+    names = launched_kernels("launch_label_conv2d_backward")
+    assert [x.name for x in found] == (names if problem.level else names[1:])
+    assert {x.scratch for x in found} == {sum(t.nbytes for t in scratch)}
+    assert found[-1].read == scratch[-1].nbytes + scratch[-2].nbytes
+    assert found[-1].written == sum(t.nbytes for t in gradients)
+
+
+def test_descriptions_of_copies_and_of_nothing():
+    problem = PROBLEMS[1]
+    labels, edges = (t.transpose(2, 3).contiguous().transpose(2, 3) for t in problem.map())
+    addend = problem.picture(2).contiguous()
+    weight = problem.draw(problem.k, problem.inputs, *problem.kernel)
+    arguments = (labels, edges, weight, None, addend, problem.num_labels, *problem.options)
+    result = (addend, torch.empty(0), torch.empty(0))
+    found = launches_of(OPS.label_conv2d.default, (*arguments, False, None), {}, result)
+    assert [x.name for x in found[:3]] == ["aten::clone"] * 3 and len(found) == 5
+    assert found[2].scratch == labels.nbytes + edges.nbytes + addend.nbytes < found[3].scratch
+    none = (addend[:0], *result[1:])
+    assert launches_of(OPS.label_conv2d.default, (*arguments, False, None), {}, none) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p.shape} {p.k}")
+def test_cuda_kernel_on_a_device(problem, dtype):
+    op = OPS.label_conv2d
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(op._qualified_op_name, "CUDA"):
+        pytest.skip("the CUDA kernels are not built")
+    problem = problem._replace(dtype=dtype)
+    weight = problem.draw(problem.k, problem.inputs, *problem.kernel, seed=1)
+    bias, addend, dy = problem.draw(problem.k, seed=3), problem.picture(2), problem.picture(4)
+    map_, rest = problem.map(), (problem.num_labels, *problem.options)
+
+    def on_device(*tensors):
+        return [None if t is None else t.cuda() for t in tensors]
+
+    y, mean, rstd = op(*on_device(*map_, weight, bias, addend), *rest, False, EPS)
+    wide = (t.double() for t in (weight, bias, addend))
+    want = label_conv2d_ref(*map_, *wide, *rest, False, None)[0]
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert_close_l2(y, want, TOLERANCES[dtype], "y")
+    y = y.double()
+    want = torch.stack((y.mean((2, 3)), (y.var((2, 3), correction=0) + EPS).sqrt()))
+    assert_close_l2(torch.stack((mean, 1 / rstd)), want, 1e-6, "statistics")
+    rest = (problem.num_labels, *problem.kernel, *problem.options)
+    found = OPS.label_conv2d_backward(*on_device(dy, *map_), *rest)
+    wanted = label_conv2d_backward_ref(dy.double(), *map_, *rest)
+    for name, mine, exact in zip(("dweight", "dbias"), found, wanted, strict=True):
+        assert_close_l2(mine, exact, TOLERANCES[dtype], name)
