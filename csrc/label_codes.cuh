@@ -75,6 +75,8 @@ struct LabelConv {
   }
 
   __host__ __device__ int taps() const { return kernel_height * kernel_width; }
+  // Of the tables and of the backward's sums: behind the taps of each row all of them together.
+  __host__ __device__ int steps() const { return kernel_height * (kernel_width + 1); }
   __host__ __device__ int inputs() const { return num_labels + has_edges; }
   __host__ __device__ int codes() const { return (num_labels + 1) * (1 + has_edges); }
   __host__ __device__ int tile_columns() const { return (out_width + kTileWidth - 1) / kTileWidth; }

@@ -41,7 +41,8 @@ struct Weights {
 
 // What the convolution reads, float32; channels: those of the result, in whole groups of 8.
 struct Tables {
-  float* rows;  // [codes, taps, channels]
+  float*
+      rows;  // [codes, kernel height, kernel width + 1, channels]; the last one of a row: its sum
   float* sums;  // [codes + 1, channels]: over all taps with the bias; the last one: the bias
   int channels;
 
@@ -50,7 +51,7 @@ struct Tables {
   }
 };
 
-// Grid: codes + 1, groups of 32 channels; block: 32 channels x 8 taps.
+// Grid: codes + 1, groups of 32 channels; block: 32 channels x 8 rows of the kernel.
 template <typename T>
 __global__ void __launch_bounds__(256)
     make_tables(LabelConv conv, Weights<T> weights, Tables tables) {
@@ -58,27 +59,35 @@ __global__ void __launch_bounds__(256)
   const int k = blockIdx.y * 32 + threadIdx.x, code = blockIdx.x;
   const int label = code % (conv.num_labels + 1);
   const bool edge = code > conv.num_labels, bias_only = code == conv.codes();
-  const bool exists = k < conv.channels;
+  const bool exists = k < conv.channels, in_table = k < tables.channels;
   const T* weight = weights.at + k * weights.stride_k;
   float sum = 0;
-  for (int tap = threadIdx.y; tap < conv.taps() && !bias_only; tap += 8) {
-    const int64_t at =
-        tap / conv.kernel_width * weights.stride_y + tap % conv.kernel_width * weights.stride_x;
-    float value = 0;
-    if (exists && label < conv.num_labels) {
-      value += to_float(weight[label * weights.stride_input + at]);
+  for (int y = threadIdx.y; y < conv.kernel_height && !bias_only; y += 8) {
+    const int64_t first = static_cast<int64_t>(code) * conv.steps() + y * (conv.kernel_width + 1);
+    float* row = tables.rows + first * tables.channels + k;
+    float row_sum = 0;
+    for (int x = 0; x < conv.kernel_width; ++x, row += tables.channels) {
+      const int64_t at = y * weights.stride_y + x * weights.stride_x;
+      float value = 0;
+      if (exists && label < conv.num_labels) {
+        value += to_float(weight[label * weights.stride_input + at]);
+      }
+      if (exists && edge) {
+        value += to_float(weight[conv.num_labels * weights.stride_input + at]);
+      }
+      if (in_table) {
+        *row = value;
+      }
+      row_sum += value;
     }
-    if (exists && edge) {
-      value += to_float(weight[conv.num_labels * weights.stride_input + at]);
+    if (in_table) {
+      *row = row_sum;
     }
-    if (k < tables.channels) {
-      tables.rows[(static_cast<int64_t>(code) * conv.taps() + tap) * tables.channels + k] = value;
-    }
-    sum += value;
+    sum += row_sum;
   }
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.y == 0 && k < tables.channels) {
+  if (threadIdx.y == 0 && in_table) {
     float total = exists && weights.bias != nullptr ? to_float(weights.bias[k]) : 0.0f;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -107,12 +116,20 @@ __device__ inline void gather(const LabelConv& conv, const Level& level, const T
                               int64_t picture, const float* rows, int64_t row_size, int row,
                               int column, float (&sum)[kWidth]) {
   const uint16_t* window = tile.codes + row * conv.stride * tile.width + column * conv.stride;
-  for (int y = 0; y < conv.kernel_height; ++y, window += tile.width) {
+  const uint16_t* row_code = tile.row_codes + row * conv.stride * kTileWidth + column;
+  const int64_t code_size = conv.steps() * row_size;
+  for (int y = 0; y < conv.kernel_height; ++y, rows += row_size) {
+    const uint16_t common = row_code[y * kTileWidth];
+    if (common != kMixed) {
+      rows += conv.kernel_width * row_size;
+      add_row(rows + common * code_size, 1.0f, sum);
+      continue;
+    }
 #pragma unroll 16 / kWidth
     for (int x = 0; x < conv.kernel_width; ++x, rows += row_size) {
-      const uint16_t code = window[x];
+      const uint16_t code = window[y * tile.width + x];
       if (!kPooled || code != kMixed) {
-        add_row(rows + code * conv.taps() * row_size, 1.0f, sum);
+        add_row(rows + code * code_size, 1.0f, sum);
         continue;
       }
       const int top = (tile.first_y + row) * conv.stride - conv.pad;
@@ -120,7 +137,7 @@ __device__ inline void gather(const LabelConv& conv, const Level& level, const T
       const int64_t source_y = padded_source(conv.padding, top + y, conv.height);
       const int source_x = padded_source(conv.padding, left + x, conv.width);
       const auto add = [&](uint16_t other, float share) {
-        add_row(rows + other * conv.taps() * row_size, share, sum);
+        add_row(rows + other * code_size, share, sum);
       };
       level.for_each_share(picture + source_y * conv.width + source_x, add);
     }

@@ -4,16 +4,18 @@
 //
 // dweight[k, c, tap] sums dy[pixel, k] over the pixels whose window has c at tap. Where the window
 // holds one code only, that is the same for all taps: `sum_uniform` reads dy once and sums it by
-// code; `sum_mixed` takes the other pixels tap by tap. Each block has accumulators for some taps
-// and 32 channels in shared memory, of which every one belongs to one thread: no atomics, and the
-// order of all sums is fixed. The blocks' sums lie in a workspace, and `reduce` adds them up. A
-// label and an edge are two inputs here, so that the accumulators are those of dweight.
+// code; `sum_mixed` takes the other pixels step by step. A step is a tap, or all taps of a row of
+// the kernel, for windows of which this row holds one code only. Each block has accumulators for
+// some steps and 32 channels in shared memory, of which every one belongs to one thread: no
+// atomics, and the order of all sums is fixed. The blocks' sums lie in a workspace, and `reduce`
+// adds them up. A label and an edge are two inputs here, so that the accumulators are those of
+// dweight.
 
 #include "label_conv2d.cuh"
 
 namespace pix2pixhd_fast {
 
-// Accumulators of a block, so that some blocks fit a multiprocessor: 36 inputs x 7 taps x 32.
+// Accumulators of a block, so that some blocks fit a multiprocessor: 36 x 8 x 32 floats.
 constexpr size_t kAccumulators = 48 * 1024;
 constexpr int kMaxSplits = 64;
 constexpr int64_t kMaxMixedSums = 16 << 20;  // bytes, of all splits
@@ -27,15 +29,14 @@ struct BackwardPlan {
   int uniform_rows;    // inputs and the sum of all, that a block has accumulators for
   int uniform_copies;  // warps of a block, each with its own accumulators
   int uniform_splits;
-  int mixed_rows, mixed_taps;  // inputs and taps of a block
-  int mixed_warps;
+  int mixed_rows, mixed_steps;  // inputs and steps of a block, which has a warp for each step
   int mixed_splits;
 
   __host__ explicit BackwardPlan(const LabelConv& conv) {
     const auto groups = [](int64_t of, int64_t most) { return (of + most - 1) / most; };
     constexpr int64_t kRow = 32 * sizeof(float);
     constexpr int64_t kMostRows = kMaxShared / kRow;
-    const int64_t inputs = conv.inputs(), taps = conv.taps();
+    const int64_t inputs = conv.inputs(), steps = conv.steps();
     tiles = conv.count * conv.tiles();
     slices = static_cast<int>(groups(conv.channels, 32));
     uniform_rows = static_cast<int>(groups(inputs + 1, groups(inputs + 1, kMostRows)));
@@ -44,9 +45,9 @@ struct BackwardPlan {
     uniform_splits = static_cast<int>(groups(tiles, kTilesOfSplit));
     mixed_rows = static_cast<int>(groups(inputs, groups(inputs, kMostRows)));
     const int64_t fit = kAccumulators / (mixed_rows * kRow);
-    mixed_taps = static_cast<int>(groups(taps, groups(taps, fit < 1 ? 1 : fit)));
-    mixed_warps = mixed_taps < kTileWarps ? mixed_taps : kTileWarps;
-    const int64_t sums = inputs * taps * conv.channels * static_cast<int64_t>(sizeof(float));
+    const int64_t most = fit < 1 ? 1 : fit > kTileWarps ? kTileWarps : fit;
+    mixed_steps = static_cast<int>(groups(steps, groups(steps, most)));
+    const int64_t sums = inputs * steps * conv.channels * static_cast<int64_t>(sizeof(float));
     const int64_t splits = kMaxMixedSums / sums < 1 ? 1 : kMaxMixedSums / sums;
     mixed_splits = static_cast<int>(splits < kMaxSplits ? splits : kMaxSplits);
     mixed_splits = mixed_splits < tiles ? mixed_splits : tiles;
@@ -56,7 +57,7 @@ struct BackwardPlan {
   __host__ size_t uniform_bytes() const {
     return sizeof(float) * 32 * uniform_rows * uniform_copies;
   }
-  __host__ size_t mixed_bytes() const { return sizeof(float) * 32 * mixed_rows * mixed_taps; }
+  __host__ size_t mixed_bytes() const { return sizeof(float) * 32 * mixed_rows * mixed_steps; }
 };
 
 struct BackwardSums {
@@ -64,7 +65,7 @@ struct BackwardSums {
   uint16_t* mixed;    // [tiles, kTilePixels]: the pixels that are kMixed
   int* counts;        // [tiles]: how many they are
   float* uniform;     // [uniform splits, inputs + 1, K]; the last row: of all pixels
-  float* taps;        // [mixed splits, inputs, taps, K]
+  float* steps;       // [mixed splits, inputs, kernel height, kernel width + 1, K]
 };
 
 // A block for each tile of a picture, blockIdx.y: the picture.
@@ -111,17 +112,6 @@ struct Accumulators {
   }
 };
 
-// Values of a channel in eight pixels, `at(i)`: how far behind dy the i-th one lies; all lanes
-// call.
-template <typename T, typename At>
-__device__ inline void load_eight(const T* dy, bool exists, At at, float (&values)[8]) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int64_t distance = at(i);
-    values[i] = exists ? to_float(__ldg(dy + distance)) : 0.0f;
-  }
-}
-
 // One row of a tile: `code` of lane i is that of pixel i, dy lies at pixel 0. Neighbours mostly
 // have the same code, and are summed in a register first.
 template <typename T>
@@ -131,10 +121,12 @@ __device__ inline void sum_row(const LabelConv& conv, const Accumulators& own, c
   float sum = 0, all = 0;
   for (int first = 0; first < columns; first += 8) {
     float values[8];
-    const auto at = [&](int i) {
-      return static_cast<int64_t>(min(first + i, columns - 1)) * conv.channels;
-    };
-    load_eight(dy, exists, at, values);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const bool there = exists && first + i < columns;
+      const int64_t at = static_cast<int64_t>(first + i) * conv.channels;
+      values[i] = there ? to_float(__ldg(dy + at)) : 0.0f;
+    }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int next = __shfl_sync(kAllLanes, code, first + i);
@@ -145,9 +137,8 @@ __device__ inline void sum_row(const LabelConv& conv, const Accumulators& own, c
         current = next;
         sum = 0;
       }
-      const float value = first + i < columns ? values[i] : 0.0f;
-      sum += value;
-      all += value;
+      sum += values[i];
+      all += values[i];
     }
   }
   if (current != kMixed) {
@@ -195,49 +186,67 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   }
 }
 
-// What a lane finds out about one pixel and one tap, for all lanes of its warp.
+// What a lane finds out about one pixel and one step, for all lanes of its warp.
 struct MixedPixel {
   int64_t result;  // the pixel of dy
-  int64_t source;  // the pixel of the map
-  int code;
+  int64_t source;  // the pixel of the map at the tap
+  int code;        // there, or of the whole row
+  bool taken;      // whether the row of the window is of the kind of the step
 };
 
 __device__ inline MixedPixel mixed_pixel(const LabelConv& conv, const Level& level, int number,
-                                         int pixel, int tap) {
+                                         int pixel, int step) {
   const Tile tile(conv, number % conv.tiles(), nullptr);
   const int picture = number / conv.tiles();
   const int row = pixel / kTileWidth, column = pixel % kTileWidth;
-  const int top = (tile.first_y + row) * conv.stride - conv.pad;
+  const int kernel_y = step / (conv.kernel_width + 1), tap = step % (conv.kernel_width + 1);
+  const int top = (tile.first_y + row) * conv.stride - conv.pad + kernel_y;
   const int left = (tile.first_x + column) * conv.stride - conv.pad;
-  const int y = padded_source(conv.padding, top + tap / conv.kernel_width, conv.height);
-  const int x = padded_source(conv.padding, left + tap % conv.kernel_width, conv.width);
-  const int64_t source = (static_cast<int64_t>(picture) * conv.height + y) * conv.width + x;
-  return {tile.result(conv, picture, row, column), source,
-          y < 0 || x < 0 ? conv.num_labels : level.code(source)};
+  const int y = padded_source(conv.padding, top, conv.height);
+  const int64_t line = (static_cast<int64_t>(picture) * conv.height + y) * conv.width;
+  MixedPixel found{tile.result(conv, picture, row, column), 0, 0, false};
+  int first = kMixed;
+  bool common = true;
+  for (int i = 0; i < conv.kernel_width; ++i) {
+    const int x = padded_source(conv.padding, left + i, conv.width);
+    const int code = y < 0 || x < 0 ? conv.num_labels : level.code(line + x);
+    first = i == 0 ? code : first;
+    common = common && code == first && code != kMixed;
+    if (i == 0 || i == tap) {
+      found.source = line + x;
+      found.code = code;
+    }
+  }
+  found.taken = common == (tap == conv.kernel_width);
+  return found;
 }
 
-// Adds up to 32 pixels, of which each lane knows one, at one tap.
+// Adds the pixels of the lanes in `taken`, each of which knows one, in their order.
 template <typename T>
 __device__ inline void sum_pixels(const LabelConv& conv, const Level& level,
-                                  const Accumulators& own, const MixedPixel& mine, const T* dy,
-                                  bool exists, int count) {
-  for (int first = 0; first < count; first += 8) {
-    float values[8];
-    const auto at = [&](int i) {
-      return __shfl_sync(kAllLanes, mine.result, first + i) * conv.channels;
-    };
-    load_eight(dy, exists, at, values);
+                                  const Accumulators& own, const MixedPixel& mine, unsigned taken,
+                                  const T* dy, bool exists) {
+  while (taken != 0) {
+    float values[4];
+    int lanes[4];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (first + i >= count) {
+    for (int i = 0; i < 4; ++i) {
+      lanes[i] = __ffs(taken) - 1;  // -1: no more
+      taken &= taken - 1;
+      const int64_t pixel = __shfl_sync(kAllLanes, mine.result, max(lanes[i], 0));
+      values[i] = exists ? to_float(__ldg(dy + pixel * conv.channels)) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (lanes[i] < 0) {
         break;
       }
-      const int code = __shfl_sync(kAllLanes, mine.code, first + i);
+      const int code = __shfl_sync(kAllLanes, mine.code, lanes[i]);
       if (code != kMixed) {
         own.add_code(conv, code, values[i]);
         continue;
       }
-      const int64_t source = __shfl_sync(kAllLanes, mine.source, first + i);
+      const int64_t source = __shfl_sync(kAllLanes, mine.source, lanes[i]);
       level.for_each_share(source, [&](uint16_t other, float share) {
         own.add_code(conv, other, share * values[i]);
       });
@@ -245,8 +254,8 @@ __device__ inline void sum_pixels(const LabelConv& conv, const Level& level,
   }
 }
 
-// Sums dy of the mixed windows for some taps, of which a warp has each mixed_warps-th; a lane has a
-// channel. Grid: splits, slices of channels, groups of taps x groups of inputs.
+// Sums dy of the mixed windows for some steps, of which a warp has one; a lane has a channel. Grid:
+// splits, slices of channels, groups of steps x groups of inputs.
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     sum_mixed(LabelConv conv, Level level, BackwardPlan plan, BackwardSums sums,
@@ -254,34 +263,33 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   float* shared = dynamic_shared<float>();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int k = blockIdx.y * 32 + lane;
-  const int tap_groups = (conv.taps() + plan.mixed_taps - 1) / plan.mixed_taps;
-  const int first_tap = blockIdx.z % tap_groups * plan.mixed_taps;
-  const int first_row = blockIdx.z / tap_groups * plan.mixed_rows;
-  const int taps = min(plan.mixed_taps, conv.taps() - first_tap), step = plan.mixed_taps * 32;
-  for (int i = threadIdx.x; i < plan.mixed_rows * step; i += blockDim.x) {
+  const int step_groups = (conv.steps() + plan.mixed_steps - 1) / plan.mixed_steps;
+  const int first_step = blockIdx.z % step_groups * plan.mixed_steps;
+  const int first_row = blockIdx.z / step_groups * plan.mixed_rows;
+  const int steps = min(plan.mixed_steps, conv.steps() - first_step), row = plan.mixed_steps * 32;
+  for (int i = threadIdx.x; i < plan.mixed_rows * row; i += blockDim.x) {
     shared[i] = 0;
   }
   __syncthreads();
-  for (int number = blockIdx.x; number < plan.tiles; number += plan.mixed_splits) {
+  const Accumulators own{shared + warp * 32 + lane, first_row, plan.mixed_rows, row};
+  for (int number = blockIdx.x; number < plan.tiles && warp < steps; number += plan.mixed_splits) {
     const int count = sums.counts[number];
     const uint16_t* pixels = sums.mixed + static_cast<int64_t>(number) * kTilePixels;
     for (int first = 0; first < count; first += 32) {
-      const int batch = min(32, count - first);
-      const int pixel = pixels[first + min(lane, batch - 1)];
-      for (int tap = warp; tap < taps; tap += plan.mixed_warps) {
-        const Accumulators own{shared + tap * 32 + lane, first_row, plan.mixed_rows, step};
-        const MixedPixel mine = mixed_pixel(conv, level, number, pixel, first_tap + tap);
-        sum_pixels(conv, level, own, mine, dy + k, k < conv.channels, batch);
-      }
+      const int last = min(32, count - first) - 1;
+      const MixedPixel mine =
+          mixed_pixel(conv, level, number, pixels[first + min(lane, last)], first_step + warp);
+      const unsigned taken = __ballot_sync(kAllLanes, mine.taken && lane <= last);
+      sum_pixels(conv, level, own, mine, taken, dy + k, k < conv.channels);
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < plan.mixed_rows * step; i += blockDim.x) {
-    const int input = first_row + i / step, tap = i % step / 32;
+  for (int i = threadIdx.x; i < plan.mixed_rows * row; i += blockDim.x) {
+    const int input = first_row + i / row, step = i % row / 32;
     const int channel = blockIdx.y * 32 + i % 32;
-    if (input < conv.inputs() && tap < taps && channel < conv.channels) {
-      const int64_t row = static_cast<int64_t>(blockIdx.x) * conv.inputs() + input;
-      sums.taps[(row * conv.taps() + first_tap + tap) * conv.channels + channel] = shared[i];
+    if (input < conv.inputs() && step < steps && channel < conv.channels) {
+      const int64_t at = static_cast<int64_t>(blockIdx.x) * conv.inputs() + input;
+      sums.steps[(at * conv.steps() + first_step + step) * conv.channels + channel] = shared[i];
     }
   }
 }
@@ -318,11 +326,12 @@ __global__ void __launch_bounds__(256) reduce(LabelConv conv, BackwardPlan plan,
   }
   const int first = blockIdx.z * kTapsOfBlock, last = min(first + kTapsOfBlock, conv.taps());
   for (int tap = first + y; tap < last; tap += 8) {
+    const int row = tap / conv.kernel_width * (conv.kernel_width + 1);
+    const int64_t size = static_cast<int64_t>(conv.inputs()) * conv.steps() * channels;
+    const float* mixed = sums.steps + (input * conv.steps() + row) * channels + k;
     float sum = uniform;
-    const int64_t size = conv.inputs() * conv.taps() * channels;
-    const float* mixed = sums.taps + (input * conv.taps() + tap) * channels + k;
-    for (int split = 0; split < plan.mixed_splits; ++split) {
-      sum += mixed[split * size];
+    for (int split = 0; split < plan.mixed_splits; ++split, mixed += size) {
+      sum += mixed[tap % conv.kernel_width * channels] + mixed[conv.kernel_width * channels];
     }
     round_to(sum, dweight[(k * conv.inputs() + input) * static_cast<int64_t>(conv.taps()) + tap]);
   }
@@ -346,18 +355,17 @@ template <typename T>
   const auto groups = [](int of, int most) {
     return static_cast<unsigned>((of + most - 1) / most);
   };
-  error =
-      launch(sum_uniform<T>,
-             dim3(plan.uniform_splits, plan.slices, groups(conv.inputs() + 1, plan.uniform_rows)),
-             dim3(32 * plan.uniform_copies), plan.uniform_bytes(), stream, conv, plan, sums, dy);
+  const dim3 uniform(plan.uniform_splits, plan.slices,
+                     groups(conv.inputs() + 1, plan.uniform_rows));
+  error = launch(sum_uniform<T>, uniform, dim3(32 * plan.uniform_copies), plan.uniform_bytes(),
+                 stream, conv, plan, sums, dy);
   if (error != cudaSuccess) {
     return error;
   }
-  error =
-      launch(sum_mixed<T>,
-             dim3(plan.mixed_splits, plan.slices,
-                  groups(conv.taps(), plan.mixed_taps) * groups(conv.inputs(), plan.mixed_rows)),
-             dim3(32 * plan.mixed_warps), plan.mixed_bytes(), stream, conv, level, plan, sums, dy);
+  const dim3 mixed(plan.mixed_splits, plan.slices,
+                   groups(conv.steps(), plan.mixed_steps) * groups(conv.inputs(), plan.mixed_rows));
+  error = launch(sum_mixed<T>, mixed, dim3(32 * plan.mixed_steps), plan.mixed_bytes(), stream, conv,
+                 level, plan, sums, dy);
   if (error != cudaSuccess) {
     return error;
   }

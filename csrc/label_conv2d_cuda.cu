@@ -162,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor> label_conv2d_cuda(
   const Codes codes(call, conv, labels, edges);
   const auto added = contiguous(addend, MemoryFormat::ChannelsLast);
   const int channels = Tables::channels_of(conv);
-  Tensor rows = floats({conv.codes(), conv.taps(), channels});
+  Tensor rows = floats({conv.codes(), conv.steps(), channels});
   Tensor sums = floats({conv.codes() + 1, channels});
   Tensor parts = eps ? floats({call.count, conv.tiles(), 2, call.channels}) : floats({0});
   with_type(weight, [&]<typename T>() {
@@ -212,10 +212,10 @@ std::tuple<Tensor, Tensor> label_conv2d_backward_cuda(const Tensor& given, const
   Tensor counts = scratch({plan.tiles}, ScalarType::Int);
   Tensor uniform =
       scratch({plan.uniform_splits, conv.inputs() + 1, call.channels}, ScalarType::Float);
-  Tensor taps =
-      scratch({plan.mixed_splits, conv.inputs(), conv.taps(), call.channels}, ScalarType::Float);
+  Tensor steps =
+      scratch({plan.mixed_splits, conv.inputs(), conv.steps(), call.channels}, ScalarType::Float);
   const BackwardSums sums{data<uint16_t>(classes), data<uint16_t>(mixed), data<int>(counts),
-                          data<float>(uniform), data<float>(taps)};
+                          data<float>(uniform), data<float>(steps)};
   with_type(dy, [&]<typename T>() {
     STD_CUDA_CHECK(launch_label_conv2d_backward(conv, codes.level, sums,
                                                 static_cast<const T*>(dy.const_data_ptr()),

@@ -131,7 +131,7 @@ def convolve(problem: Problem, seed: int, addend: Tensor | None, bias: Tensor | 
     weight = problem.draw(kh, problem.inputs, kw, k, seed=1)
     padded_k = -(-k // 8) * 8
     codes = (problem.num_labels + 1) * (1 + problem.with_edges)
-    rows, sums = torch.empty(codes, kh * kw, padded_k), torch.empty(codes + 1, padded_k)
+    rows, sums = torch.empty(codes, kh, kw + 1, padded_k), torch.empty(codes + 1, padded_k)
     parts = torch.empty(n, problem.tiles, 2, k)
     y = torch.empty(n, *problem.size, k, dtype=problem.dtype)
     mean, rstd = torch.empty(n, k), torch.empty(n, k)
@@ -166,12 +166,12 @@ def assert_forward(problem: Problem, seed: int, with_addend: bool = True) -> Non
 def backward(problem: Problem, seed: int, dy: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """dweight, dbias and the scratch of the CUDA code."""
     tiles = problem.tiles * problem.shape[0]
-    k, taps = problem.k, problem.kernel[0] * problem.kernel[1]
+    k, (kh, kw) = problem.k, problem.kernel
     classes, mixed = (torch.empty(tiles, 512, dtype=torch.int16) for _ in range(2))
     counts = torch.empty(tiles, dtype=torch.int32)
     uniform = torch.empty(-(-tiles // 8), problem.inputs + 1, k)
-    splits = min(max(2**24 // (problem.inputs * taps * k * 4), 1), 64, tiles)
-    parts = torch.empty(splits, problem.inputs, taps, k)
+    splits = min(max(2**24 // (problem.inputs * kh * (kw + 1) * k * 4), 1), 64, tiles)
+    parts = torch.empty(splits, problem.inputs, kh, kw + 1, k)
     dweight = torch.empty(k, problem.inputs, *problem.kernel, dtype=problem.dtype)
     dbias = torch.empty(k, dtype=problem.dtype)
     labels, edges = problem.map()
@@ -238,7 +238,7 @@ def problems(draw):
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=50)
 @given(problems(), st.sampled_from(SEEDS), st.booleans())
 def test_drawn_cuda_code_against_reference(problem, seed, with_addend):
     assert_forward(problem, seed, with_addend)

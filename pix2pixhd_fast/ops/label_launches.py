@@ -29,9 +29,9 @@ def forward(
     odd = [t for t in (bias, labels, edges) if t is not None and not t.is_contiguous()]
     copies = copies_of([*odd, *_not_channels_last(addend)])
     n, k, *size = y.shape
-    codes, taps = (num_labels + 1) * (1 + (edges is not None)), weight[0, 0].numel()
+    codes = (num_labels + 1) * (1 + (edges is not None))
     sums = 4 * (codes + 1) * (-(-k // 8) * 8)
-    tables = 4 * codes * taps * (-(-k // 8) * 8) + sums
+    tables = 4 * codes * _steps(*weight.shape[2:]) * (-(-k // 8) * 8) + sums
     parts = 0 if eps is None else 4 * n * _tiles(size) * 2 * k
     pooled = _pooled_bytes(labels, edges, num_labels, level)
     scratch = scratch_of(copies) + sum(pooled) + tables + parts
@@ -54,15 +54,15 @@ def backward(
     n, k, *size = dy.shape
     odd = [t for t in (labels, edges) if t is not None and not t.is_contiguous()]
     copies = copies_of([*_not_channels_last(dy), *odd])
-    tiles, taps = n * _tiles(size), kernel_height * kernel_width
+    tiles = n * _tiles(size)
     inputs = num_labels + (edges is not None)
     classes = mixed = 2 * tiles * TILE_PIXELS
     counts, uniform = 4 * tiles, 4 * -(-tiles // 8) * (inputs + 1) * k
-    of_split = 4 * inputs * taps * k
-    of_taps = min(max(2**24 // of_split, 1), 64, tiles) * of_split
+    of_split = 4 * inputs * _steps(kernel_height, kernel_width) * k
+    steps = min(max(2**24 // of_split, 1), 64, tiles) * of_split
     pooled = _pooled_bytes(labels, edges, num_labels, level)
     seen = bytes_of(labels, edges) if level == 0 else pooled[0]
-    scratch = scratch_of(copies) + sum(pooled) + classes + mixed + counts + uniform + of_taps
+    scratch = scratch_of(copies) + sum(pooled) + classes + mixed + counts + uniform + steps
     found = classes + mixed + counts
     read = seen + pooled[1] + mixed + counts + bytes_of(dy)
     return [
@@ -70,8 +70,8 @@ def backward(
         *_pooling(labels, edges, pooled, scratch),
         _launch("find_mixed", seen, found, scratch, "_backward"),
         _launch("sum_uniform", classes + bytes_of(dy), uniform, scratch, "_backward"),
-        _launch("sum_mixed", read, of_taps, scratch, "_backward"),
-        _launch("reduce", uniform + of_taps, bytes_of(*result), scratch, "_backward"),
+        _launch("sum_mixed", read, steps, scratch, "_backward"),
+        _launch("reduce", uniform + steps, bytes_of(*result), scratch, "_backward"),
     ]
 
 
@@ -83,6 +83,11 @@ def _not_channels_last(picture: Tensor | None) -> list[Tensor]:
     if picture is None or picture.is_contiguous(memory_format=torch.channels_last):
         return []
     return [picture]
+
+
+def _steps(kernel_height: int, kernel_width: int) -> int:
+    """The taps of a kernel, and of each row of it the sum."""
+    return kernel_height * (kernel_width + 1)
 
 
 def _tiles(size: list[int]) -> int:

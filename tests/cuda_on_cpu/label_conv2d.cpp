@@ -42,13 +42,13 @@ int convolve_as(const int64_t* sizes, const void* labels, const uint8_t* edges, 
 template <typename T>
 int backward_as(const int64_t* sizes, const void* labels, const uint8_t* edges, const void* dy,
                 uint16_t* pooled, uint32_t* mixtures, uint16_t* classes, uint16_t* mixed,
-                int* counts, float* uniform, float* taps, void* dweight, void* dbias) {
+                int* counts, float* uniform, float* steps, void* dweight, void* dbias) {
   if (!fits(call_of(sizes))) {
     return cudaErrorInvalidValue;
   }
   return launch_label_conv2d_backward(
       LabelConv(call_of(sizes)), level_of(sizes, labels, edges, pooled, mixtures),
-      BackwardSums{classes, mixed, counts, uniform, taps}, static_cast<const T*>(dy),
+      BackwardSums{classes, mixed, counts, uniform, steps}, static_cast<const T*>(dy),
       static_cast<T*>(dweight), static_cast<T*>(dbias), nullptr);
 }
 
@@ -65,9 +65,9 @@ int backward_as(const int64_t* sizes, const void* labels, const uint8_t* edges, 
   extern "C" int backward_##name(const int64_t* sizes, const void* labels, const uint8_t* edges,  \
                                  const void* dy, uint16_t* pooled, uint32_t* mixtures,            \
                                  uint16_t* classes, uint16_t* mixed, int* counts, float* uniform, \
-                                 float* taps, void* dweight, void* dbias) {                       \
+                                 float* steps, void* dweight, void* dbias) {                      \
     return backward_as<T>(sizes, labels, edges, dy, pooled, mixtures, classes, mixed, counts,     \
-                          uniform, taps, dweight, dbias);                                         \
+                          uniform, steps, dweight, dbias);                                        \
   }
 
 FOR_TYPE(float32, float)
