@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   const Accumulators own{shared + warp * size + lane, first_row, plan.uniform_rows, 32};
   const int begin = blockIdx.x * kTilesOfSplit, end = min(begin + kTilesOfSplit, plan.tiles);
   for (int number = begin; number < end; ++number) {
-    const Tile tile(conv, number % conv.tiles(), nullptr);
+    const TileArea tile(conv, number % conv.tiles());
     const uint16_t* classes = sums.classes + static_cast<int64_t>(number) * kTilePixels;
     for (int row = warp; row < tile.rows; row += plan.uniform_copies) {
       const int code = classes[row * kTileWidth + min(lane, tile.columns - 1)];
@@ -196,7 +196,7 @@ struct MixedPixel {
 
 __device__ inline MixedPixel mixed_pixel(const LabelConv& conv, const Level& level, int number,
                                          int pixel, int step) {
-  const Tile tile(conv, number % conv.tiles(), nullptr);
+  const TileArea tile(conv, number % conv.tiles());
   const int picture = number / conv.tiles();
   const int row = pixel / kTileWidth, column = pixel % kTileWidth;
   const int kernel_y = step / (conv.kernel_width + 1), tap = step % (conv.kernel_width + 1);

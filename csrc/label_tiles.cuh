@@ -7,9 +7,26 @@
 
 namespace pix2pixhd_fast {
 
-// One tile of the result with the codes that its windows see, in dynamic shared memory.
-struct Tile {
-  int first_y, first_x, rows, columns;     // of the result, clipped to it
+// The pixels of the result that a tile has, clipped to it.
+struct TileArea {
+  int first_y, first_x, rows, columns;
+
+  __device__ TileArea(const LabelConv& conv, int tile) {
+    first_y = tile / conv.tile_columns() * kTileHeight;
+    first_x = tile % conv.tile_columns() * kTileWidth;
+    rows = min(kTileHeight, conv.out_height - first_y);
+    columns = min(kTileWidth, conv.out_width - first_x);
+  }
+
+  // The pixel of the result in row and column of the tile.
+  __device__ int64_t result(const LabelConv& conv, int picture, int row, int column) const {
+    return (static_cast<int64_t>(picture) * conv.out_height + first_y + row) * conv.out_width +
+           first_x + column;
+  }
+};
+
+// A tile with the codes that its windows see, in dynamic shared memory.
+struct Tile : TileArea {
   int window_rows, window_columns, width;  // of the codes; `width`: of their rows in memory
   uint16_t* codes;                         // [window_rows, width]
   uint16_t* row_codes;  // [window_rows, kTileWidth]: of each row of a window the code, or kMixed
@@ -30,11 +47,7 @@ struct Tile {
     return codes * sizeof(uint16_t) + kTileWarps * sizeof(int);
   }
 
-  __device__ Tile(const LabelConv& conv, int tile, unsigned char* memory) {
-    first_y = tile / conv.tile_columns() * kTileHeight;
-    first_x = tile % conv.tile_columns() * kTileWidth;
-    rows = min(kTileHeight, conv.out_height - first_y);
-    columns = min(kTileWidth, conv.out_width - first_x);
+  __device__ Tile(const LabelConv& conv, int tile, unsigned char* memory) : TileArea(conv, tile) {
     window_rows = (rows - 1) * conv.stride + conv.kernel_height;
     window_columns = (columns - 1) * conv.stride + conv.kernel_width;
     width = window_width(conv);
@@ -43,12 +56,6 @@ struct Tile {
     classes = row_codes + window_height(conv) * kTileWidth;
     order = classes + kTilePixels;
     counts = reinterpret_cast<int*>(order + kTilePixels);
-  }
-
-  // The pixel of the result in row and column of the tile.
-  __device__ int64_t result(const LabelConv& conv, int picture, int row, int column) const {
-    return (static_cast<int64_t>(picture) * conv.out_height + first_y + row) * conv.out_width +
-           first_x + column;
   }
 };
 
