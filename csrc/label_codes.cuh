@@ -27,9 +27,10 @@ constexpr int kTilePixels = kTileWidth * kTileHeight;
 constexpr int kTileWarps = 8;
 constexpr int kTileThreads = 32 * kTileWarps;
 constexpr int kRowsOfWarp = kTileHeight / kTileWarps;
-// Of these kernels a multiprocessor should hold: 64 registers for a thread. Told no number,
-// ptxas 13.0 aims at all warps instead, 32 registers, and spills some.
-constexpr int kTileBlocks = 4;
+// Blocks that a multiprocessor should hold, which leaves a thread 64 or 80 registers. Told no
+// number, ptxas 13.0 aims at all warps instead, 32 registers, and spills some.
+constexpr int kBlocksOf64 = 4;
+constexpr int kBlocksOf80 = 3;
 // Shared memory of a block that every architecture we build for has.
 constexpr size_t kMaxShared = 99 * 1024;
 
@@ -219,7 +220,7 @@ __device__ inline void write_mixture(const PooledWindow& window, int level, int 
 }
 
 // A thread for each pooled pixel of a picture, blockIdx.y: the picture.
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
+__global__ void __launch_bounds__(kTileThreads, kBlocksOf64)
     pool_codes(Level level, int height, int width) {
   const int pixel = blockIdx.x * kTileThreads + threadIdx.x;
   if (pixel >= height * width) {

@@ -4,10 +4,11 @@
 //
 // A block convolves a tile of 32 x 16 pixels, all channels: it finds the windows that hold one code
 // only (label_tiles.cuh) and puts their pixels first. Their results are copies of one row of a
-// small table, [code, channel]; for the others the rows of the weights, [code, tap, channel], are
-// added up, through the caches. A thread has 16 bytes of channels of a pixel; all sums are float32.
-// Statistics: of what was written, by Welford in each thread, then over threads, tiles, in a fixed
-// order.
+// small table, [code, channel]. For the others the rows of the weights, [code, tap, channel], are
+// added up, through the caches; where a row of the window holds one code, the sum of its taps is.
+// That is half of these rows on Cityscapes maps (7x7), and leaves 28 of 49 additions. A thread has
+// 16 bytes of channels of a pixel; all sums are float32. Statistics: of what was written, by
+// Welford in each thread, then over threads, then over tiles, in a fixed order.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -41,8 +42,7 @@ struct Weights {
 
 // What the convolution reads, float32; channels: those of the result, in whole groups of 8.
 struct Tables {
-  float*
-      rows;  // [codes, kernel height, kernel width + 1, channels]; the last one of a row: its sum
+  float* rows;  // [codes, kernel height, kernel width + 1, channels]; last in a row: its sum
   float* sums;  // [codes + 1, channels]: over all taps with the bias; the last one: the bias
   int channels;
 
@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(256)
     const int64_t first = static_cast<int64_t>(code) * conv.steps() + y * (conv.kernel_width + 1);
     float* row = tables.rows + first * tables.channels + k;
     float row_sum = 0;
+#pragma unroll 4
     for (int x = 0; x < conv.kernel_width; ++x, row += tables.channels) {
       const int64_t at = y * weights.stride_y + x * weights.stride_x;
       float value = 0;
@@ -109,7 +110,7 @@ __device__ inline void add_row(const float* row, float share, float (&sum)[kWidt
   }
 }
 
-// Adds what the window of one pixel gives, tap by tap; rows: from the first channel on. Only a
+// Adds what the window of one pixel gives; rows: from the first channel on. Only a
 // pooled level has mixtures; without them four loads are on their way at a time.
 template <bool kPooled, int kWidth>
 __device__ inline void gather(const LabelConv& conv, const Level& level, const Tile& tile,
@@ -192,11 +193,12 @@ struct Moments {
 };
 
 // The moments of a tile: pixel i of `pixels` belongs to thread group i % groups, whose lanes have
-// `kWidth` channels each. All threads of the block.
+// `kWidth` channels each. All threads of the block; means: shared memory, [2, kTileThreads *
+// kWidth].
 template <int kWidth>
 __device__ inline void write_moments(const Moments<kWidth>& moments, int pixels, int lanes,
-                                     int channels, float* target, int64_t row) {
-  __shared__ float means[kTileThreads * kWidth], squares[kTileThreads * kWidth];
+                                     int channels, float* means, float* target, int64_t row) {
+  float* squares = means + kTileThreads * kWidth;
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
@@ -223,19 +225,16 @@ __device__ inline void write_moments(const Moments<kWidth>& moments, int pixels,
   target[row + k] = square;
 }
 
-// So that a thread has 80 registers, all of which 16-bit types take: of 64 they spill 4 to 12
-// bytes.
-constexpr int kConvolveBlocks = 3;
-
 // A block for each tile of a picture, blockIdx.y: the picture. lanes: threads of a pixel, a power
 // of two up to 32. addend: null for none; parts: [N, tiles, 2, K], null for no statistics.
 template <bool kAligned, bool kPooled, typename T>
-__global__ void __launch_bounds__(kTileThreads, kConvolveBlocks)
+__global__ void __launch_bounds__(kTileThreads, kBlocksOf80)
     convolve(LabelConv conv, Level level, Tables tables, int lanes, const T* __restrict__ addend,
              T* __restrict__ y, float* __restrict__ parts) {
   constexpr int kWidth = Vector<T>::kWidth;
   const int64_t picture = static_cast<int64_t>(blockIdx.y) * conv.height * conv.width;
-  const Tile tile(conv, blockIdx.x, dynamic_shared<unsigned char>());
+  unsigned char* memory = dynamic_shared<unsigned char>();
+  const Tile tile(conv, blockIdx.x, memory);
   const int uniform = classify(tile, conv, level, picture);
   const int pixels = tile.rows * tile.columns, groups = kTileThreads / lanes;
   for (int first = 0; first < conv.channels; first += lanes * kWidth) {
@@ -259,6 +258,7 @@ __global__ void __launch_bounds__(kTileThreads, kConvolveBlocks)
     if (parts != nullptr) {
       const int64_t part = static_cast<int64_t>(blockIdx.y) * conv.tiles() + blockIdx.x;
       write_moments(moments, pixels, lanes, conv.channels - first,
+                    reinterpret_cast<float*>(memory + Tile::bytes(conv)),
                     parts + part * 2 * conv.channels + first, conv.channels);
     }
   }
@@ -334,8 +334,10 @@ template <typename T>
     kernel = aligned ? convolve<true, true, T> : convolve<false, true, T>;
   }
   const dim3 grid(conv.tiles(), conv.count);
-  error = launch(kernel, grid, dim3(kTileThreads), Tile::bytes(conv), stream, conv, level, tables,
-                 lanes, addend, y, parts);
+  const size_t moments =
+      parts == nullptr ? 0 : 2 * kTileThreads * Vector<T>::kWidth * sizeof(float);
+  error = launch(kernel, grid, dim3(kTileThreads), Tile::bytes(conv) + moments, stream, conv, level,
+                 tables, lanes, addend, y, parts);
   if (error != cudaSuccess || parts == nullptr) {
     return error;
   }

@@ -11,6 +11,8 @@
 // adds them up. A label and an edge are two inputs here, so that the accumulators are those of
 // dweight.
 
+#include <algorithm>
+
 #include "label_conv2d.cuh"
 
 namespace pix2pixhd_fast {
@@ -18,9 +20,9 @@ namespace pix2pixhd_fast {
 // Accumulators of a block, so that some blocks fit a multiprocessor: 36 x 8 x 32 floats.
 constexpr size_t kAccumulators = 48 * 1024;
 constexpr int kMaxSplits = 64;
-constexpr int64_t kMaxMixedSums = 16 << 20;  // bytes, of all splits
-constexpr int kTilesOfSplit = 8;             // in sum_uniform
-constexpr int kTapsOfBlock = 16;             // in reduce
+constexpr int64_t kMaxSums = 16 << 20;  // bytes of the workspace, in each of both sums
+constexpr int kMinTiles = 8;            // of a split of sum_uniform
+constexpr int kTapsOfBlock = 16;        // in reduce
 
 // How the backward is divided into blocks: by sizes alone, so that results repeat on any GPU.
 struct BackwardPlan {
@@ -28,6 +30,7 @@ struct BackwardPlan {
   int slices;          // of 32 channels
   int uniform_rows;    // inputs and the sum of all, that a block has accumulators for
   int uniform_copies;  // warps of a block, each with its own accumulators
+  int uniform_tiles;   // of a split
   int uniform_splits;
   int mixed_rows, mixed_steps;  // inputs and steps of a block, which has a warp for each step
   int mixed_splits;
@@ -40,17 +43,18 @@ struct BackwardPlan {
     tiles = conv.count * conv.tiles();
     slices = static_cast<int>(groups(conv.channels, 32));
     uniform_rows = static_cast<int>(groups(inputs + 1, groups(inputs + 1, kMostRows)));
-    const int64_t copies = kAccumulators / (uniform_rows * kRow);
-    uniform_copies = copies < 1 ? 1 : copies > kTileWarps ? kTileWarps : static_cast<int>(copies);
-    uniform_splits = static_cast<int>(groups(tiles, kTilesOfSplit));
+    uniform_copies = std::clamp<int64_t>(kAccumulators / (uniform_rows * kRow), 1, kTileWarps);
+    const auto splits = [](int64_t values) {
+      return std::max<int64_t>(kMaxSums / (values * static_cast<int64_t>(sizeof(float))), 1);
+    };
+    const int64_t most = splits((inputs + 1) * conv.channels);
+    uniform_tiles = static_cast<int>(groups(tiles, std::min(groups(tiles, kMinTiles), most)));
+    uniform_splits = static_cast<int>(groups(tiles, uniform_tiles));
     mixed_rows = static_cast<int>(groups(inputs, groups(inputs, kMostRows)));
-    const int64_t fit = kAccumulators / (mixed_rows * kRow);
-    const int64_t most = fit < 1 ? 1 : fit > kTileWarps ? kTileWarps : fit;
-    mixed_steps = static_cast<int>(groups(steps, groups(steps, most)));
-    const int64_t sums = inputs * steps * conv.channels * static_cast<int64_t>(sizeof(float));
-    const int64_t splits = kMaxMixedSums / sums < 1 ? 1 : kMaxMixedSums / sums;
-    mixed_splits = static_cast<int>(splits < kMaxSplits ? splits : kMaxSplits);
-    mixed_splits = mixed_splits < tiles ? mixed_splits : tiles;
+    const int64_t fit = std::clamp<int64_t>(kAccumulators / (mixed_rows * kRow), 1, kTileWarps);
+    mixed_steps = static_cast<int>(groups(steps, groups(steps, fit)));
+    const int64_t of_mixed = splits(inputs * steps * conv.channels);
+    mixed_splits = static_cast<int>(std::min<int64_t>({of_mixed, kMaxSplits, tiles}));
   }
 
   // Shared memory of the blocks.
@@ -69,7 +73,7 @@ struct BackwardSums {
 };
 
 // A block for each tile of a picture, blockIdx.y: the picture.
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
+__global__ void __launch_bounds__(kTileThreads, kBlocksOf64)
     find_mixed(LabelConv conv, Level level, BackwardSums sums) {
   const int64_t picture = static_cast<int64_t>(blockIdx.y) * conv.height * conv.width;
   const Tile tile(conv, blockIdx.x, dynamic_shared<unsigned char>());
@@ -150,7 +154,7 @@ __device__ inline void sum_row(const LabelConv& conv, const Accumulators& own, c
 // Sums dy of the windows of one code by code, and all of dy. A lane has a channel, a warp each
 // uniform_copies-th row of a tile. Grid: splits, slices of channels, groups of inputs.
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
+__global__ void __launch_bounds__(kTileThreads, kBlocksOf80)
     sum_uniform(LabelConv conv, BackwardPlan plan, BackwardSums sums, const T* __restrict__ dy) {
   float* shared = dynamic_shared<float>();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -161,7 +165,8 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   }
   __syncthreads();
   const Accumulators own{shared + warp * size + lane, first_row, plan.uniform_rows, 32};
-  const int begin = blockIdx.x * kTilesOfSplit, end = min(begin + kTilesOfSplit, plan.tiles);
+  const int begin = blockIdx.x * plan.uniform_tiles,
+            end = min(begin + plan.uniform_tiles, plan.tiles);
   for (int number = begin; number < end; ++number) {
     const TileArea tile(conv, number % conv.tiles());
     const uint16_t* classes = sums.classes + static_cast<int64_t>(number) * kTilePixels;
@@ -257,7 +262,7 @@ __device__ inline void sum_pixels(const LabelConv& conv, const Level& level,
 // Sums dy of the mixed windows for some steps, of which a warp has one; a lane has a channel. Grid:
 // splits, slices of channels, groups of steps x groups of inputs.
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
+__global__ void __launch_bounds__(kTileThreads, kBlocksOf64)
     sum_mixed(LabelConv conv, Level level, BackwardPlan plan, BackwardSums sums,
               const T* __restrict__ dy) {
   float* shared = dynamic_shared<float>();

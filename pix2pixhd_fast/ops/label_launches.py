@@ -57,7 +57,10 @@ def backward(
     tiles = n * _tiles(size)
     inputs = num_labels + (edges is not None)
     classes = mixed = 2 * tiles * TILE_PIXELS
-    counts, uniform = 4 * tiles, 4 * -(-tiles // 8) * (inputs + 1) * k
+    counts = 4 * tiles
+    of_split = 4 * (inputs + 1) * k
+    tiles_of_split = -(-tiles // min(-(-tiles // 8), max(2**24 // of_split, 1)))
+    uniform = -(-tiles // tiles_of_split) * of_split
     of_split = 4 * inputs * _steps(kernel_height, kernel_width) * k
     steps = min(max(2**24 // of_split, 1), 64, tiles) * of_split
     pooled = _pooled_bytes(labels, edges, num_labels, level)
