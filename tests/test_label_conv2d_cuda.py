@@ -161,7 +161,7 @@ def assert_forward(problem: Problem, seed: int, with_addend: bool = True) -> Non
     deviation = (y.var((2, 3), correction=0) + EPS).sqrt()
     # Together, since a mean may be near zero.
     want = torch.stack((y.mean((2, 3)), deviation))
-    assert_close_l2(torch.stack((mean, 1 / rstd)), want, 1e-6, "statistics")
+    assert_close_l2(torch.stack((mean, 1 / rstd)), want, 1e-5, "statistics")
 
 
 def backward(problem: Problem, seed: int, dy: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -377,7 +377,7 @@ def test_cuda_kernel_on_a_device(problem, dtype):
     assert_close_l2(y, want, TOLERANCES[dtype], "y")
     y = y.double()
     want = torch.stack((y.mean((2, 3)), (y.var((2, 3), correction=0) + EPS).sqrt()))
-    assert_close_l2(torch.stack((mean, 1 / rstd)), want, 1e-6, "statistics")
+    assert_close_l2(torch.stack((mean, 1 / rstd)), want, 1e-5, "statistics")
     rest = (problem.num_labels, *problem.kernel, *problem.options)
     found = OPS.label_conv2d_backward(*on_device(dy, *map_), *rest)
     wanted = label_conv2d_backward_ref(dy.double(), *map_, *rest)
