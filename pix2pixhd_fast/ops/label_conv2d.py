@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pix2pixhd_fast._launches import register_launches
 from pix2pixhd_fast._library import define
 from pix2pixhd_fast.errors import InputError
+from pix2pixhd_fast.ops import label_launches
 from pix2pixhd_fast.ops.channel_statistics import channel_statistics, wide
 from pix2pixhd_fast.ops.norm_act_conv import Conv, autocast_weight, norm_act_conv
 from pix2pixhd_fast.ops.norm_act_pad import DTYPES, Norm, check_padding
@@ -224,3 +226,5 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "pix2pixhd_fast::label_conv2d_backward", no_second_derivative("label_conv2d")
 )
+register_launches("label_conv2d", label_launches.forward)
+register_launches("label_conv2d_backward", label_launches.backward)
