@@ -9,16 +9,10 @@
 // [1, elements, 1]. They are read in vectors of 16 bytes: of channels, or of pixels where there is
 // one channel; where that does not come out even, value by value.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <cstdint>
-
-#include "launch.cuh"
+#include "sums.cuh"
 
 namespace pix2pixhd_fast {
 
-constexpr int kThreads = 256;
 constexpr int kItems = 16;         // vectors of fake and of real that a thread reads in a chunk
 constexpr int kMostFeatures = 20;  // of a launch: their table fits into 4 KiB of parameters
 
@@ -52,8 +46,6 @@ static_assert(sizeof(Table) + 64 <= 4096);
 template <typename T>
 constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 inline bool on_16_bytes(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 // Fills in what follows from the features.
@@ -81,13 +73,6 @@ void plan(Table& table) {
     }
   }
 }
-
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(__half x) { return __half2float(x); }
-__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ inline void from_float(float x, float& to) { to = x; }
-__device__ inline void from_float(float x, __half& to) { to = __float2half_rn(x); }
-__device__ inline void from_float(float x, __nv_bfloat16& to) { to = __float2bfloat16_rn(x); }
 
 template <typename T, int V>
 struct alignas(sizeof(T) * V) Pack {
@@ -171,21 +156,6 @@ __device__ inline Place place_of(const Feature& a, int64_t block) {
   place.item = place.chunk * a.chunk_items + t / a.width;
   place.last = min(a.items, (place.chunk + 1) * a.chunk_items);
   return place;
-}
-
-// The sum over the block, for thread 0.
-template <typename Sum>
-__device__ inline Sum block_sum(Sum value) {
-  __shared__ Sum warps[kThreads / 32];
-  const int t = threadIdx.x;
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) value += __shfl_down_sync(0xffffffff, value, step);
-  __syncthreads();  // the sums of the call before have been read
-  if (t % 32 == 0) warps[t / 32] = value;
-  __syncthreads();
-  Sum total = 0;
-  for (int i = 0; t == 0 && i < kThreads / 32; ++i) total += warps[i];
-  return total;
 }
 
 // Sums of each channel over the rows of the block, written to [channels].

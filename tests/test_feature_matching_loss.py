@@ -1,5 +1,6 @@
 """feature_matching_loss: the reference against PyTorch, the C++ and CUDA kernels against it."""
 
+import ctypes
 from typing import NamedTuple
 
 import hypothesis.strategies as st
@@ -13,6 +14,7 @@ from pix2pixhd_fast._library import kernel
 from pix2pixhd_fast.nn.losses import feature_matching_loss as loss_of_discriminator
 from pix2pixhd_fast.ops import Feature, Norm, channel_statistics, feature_matching_loss
 from pix2pixhd_fast.ops.blocks import layout_of
+from tests.cuda_on_cpu import HERE, SEEDS, Output, device_program
 from tests.helpers import assert_close_l2
 from tests.pictures import FORMATS, TOLERANCES, activation, draw, needs_cpp, ops, widened
 
@@ -275,7 +277,7 @@ def test_nothing_of_full_size_is_saved():
 
 def test_opcheck():
     some = [One((2, 3, 4, 5), affine=True), One((1, 2, 3, 3), normalised=False)]
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32,):
         fake, real, fake_norms, real_norms, *rest = arguments(some, dtype)
         for t in (*fake, *fake_norms[2:4]):
             t.requires_grad_()
@@ -331,3 +333,91 @@ def test_kernel_refuses_what_would_read_outside():
     with pytest.raises(RuntimeError, match="sums do not match"):
         given = (torch.tensor(1.0), fake, real, fake_norms, real_norms, torch.zeros(7), *rest)
         ops.feature_matching_loss_backward(*given)
+
+
+NAMES = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat16"}
+
+
+def by_cuda_code(one, elements, dtype, seed):
+    """Loss, sums and both gradients, by the CUDA kernels run on the CPU, and the arguments."""
+    program = device_program(HERE / "feature_matching_loss.cpp")
+    plain = One((1, 1, 1, elements), "none", "nchw", "nchw", normalised=False, scale=2.0)
+    given = arguments([one._replace(scale=0.5, real_format=one.fake_format), plain], dtype, seed)
+    given = (*given[:3], [*given[2][:4], *given[3][4:]], *given[4:])  # both sides have one norm
+    memory = [[t.permute(0, 2, 3, 1) if t.stride(1) == 1 and t.shape[1] > 1 else t for t in side]
+              for side in given[:2]]  # fmt: skip
+    n, c, h, w = one.shape
+    last = memory[0][0] is not given[0][0]
+    images, channels = (n, c) if last else (n * c, 1)
+    (fake, plain_fake), (real, plain_real) = ([t.contiguous() for t in side] for side in memory)
+    norm = [0 if t.numel() == 0 else t for t in given[2][:4]]
+    slope = {"none": 1.0, "relu": 0.0, "leaky_relu": 0.2, "tanh": 2.0}[one.act]
+    sizes = torch.zeros(2, dtype=torch.int64)
+    shape = (images, h * w, channels)
+    places = [ctypes.c_void_p(t.data_ptr()) for t in (fake, real, plain_fake, plain_real, sizes)]
+    getattr(program.library, f"sizes_{NAMES[dtype]}")(
+        *places[:2], *map(ctypes.c_int64, shape), *places[2:4], ctypes.c_int64(elements), places[4]
+    )
+    blocks, partials = sizes.tolist()
+    distances, parts, sums = torch.empty(blocks), torch.empty(partials), torch.empty(2 * n * c)
+    loss, dx, plain_dx = torch.empty(()), torch.empty_like(fake), torch.empty_like(plain_fake)
+    more = (*norm, *shape, c, slope, plain_fake, plain_real)
+    written = map(Output, (distances, parts, loss, sums))
+    program.run(f"measure_{NAMES[dtype]}", fake, real, *more, elements, *written, seed=seed)
+    written, more = Output(dx), (*more, Output(plain_dx))
+    last_ones = (elements, torch.tensor(0.7), sums)
+    name = f"differentiate_{NAMES[dtype]}"
+    program.run(name, fake, real, written, *more, *last_ones, seed=seed)
+    dx = dx.permute(0, 3, 1, 2) if last else dx
+    return (loss, sums, [dx, plain_dx]), given
+
+
+@pytest.mark.parametrize("dtype", NAMES, ids=str)
+@settings(max_examples=6)
+@given(
+    st.builds(
+        One,
+        st.tuples(st.integers(1, 2), st.sampled_from([1, 3, 8, 24]), *[st.integers(1, 9)] * 2),
+        st.sampled_from(ACTS),
+        st.sampled_from(sorted(FORMATS)),
+        affine=st.booleans(),
+    ),
+    st.integers(1, 99),
+    st.sampled_from(SEEDS),
+)
+@example(One((1, 64, 9, 17)), 16, 0)
+@example(One((1, 1, 80, 60), "relu", "nchw", "nchw", False, True), 17_000, 1)
+@example(One((1, 1030, 2, 2), "none", affine=True), 7, 2)
+def test_cuda_code_against_reference(dtype, one, elements, seed):
+    if not one.normalised and not one.affine:
+        one = one._replace(affine=True)
+    (loss, sums, gradients), given = by_cuda_code(one, elements, dtype, seed)
+    want, exact_sums = kernel("feature_matching_loss_forward", *map(wide, given))
+    if not one.normalised:
+        sums = sums.reshape(exact_sums.shape)
+    assert_close_l2(loss, want, 1e-5, "loss")
+    assert_close_l2(sums, exact_sums, 1e-5, "sums")
+    *tensors, acts, slopes, weights = given
+    rest = (*map(wide, tensors), exact_sums, acts, slopes, weights)
+    expected = kernel("feature_matching_loss_backward", torch.tensor(0.7).double(), *rest)
+    for dx, exact in zip(gradients, expected, strict=True):
+        assert_close_l2(dx, exact.to(dtype), TOLERANCES[dtype], "dx")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_cuda_kernel_on_a_device(dtype):
+    for some in (DISCRIMINATOR, PLANES, DISCRIMINATOR * 6):
+        given = arguments(some, dtype)
+        there = [[t.cuda() for t in side] for side in given[:4]]
+        loss, sums = ops.feature_matching_loss_forward(*there, *given[4:])
+        want, exact_sums = kernel("feature_matching_loss_forward", *map(wide, given))
+        assert loss.isnan() and want.isnan() or (loss.cpu() - want).abs() < 1e-5 * want
+        assert_close_l2(sums, exact_sums, 1e-5, "sums")
+        dloss = torch.tensor(0.7)
+        rest = (exact_sums.float().cuda(), *given[4:])
+        found = ops.feature_matching_loss_backward(dloss.cuda(), *there, *rest)
+        rest = (*map(wide, given[:4]), exact_sums, *given[4:])
+        expected = kernel("feature_matching_loss_backward", dloss.double(), *rest)
+        for dx, exact in zip(found, expected, strict=True):
+            assert_close_l2(dx, exact.to(dtype), TOLERANCES[dtype], "dx")
