@@ -14,6 +14,7 @@ from pix2pixhd_fast._library import kernel
 from pix2pixhd_fast.nn.losses import feature_matching_loss as loss_of_discriminator
 from pix2pixhd_fast.ops import Feature, Norm, channel_statistics, feature_matching_loss
 from pix2pixhd_fast.ops.blocks import layout_of
+from pix2pixhd_fast.ops.feature_matching_loss import partial_sums
 from tests.cuda_on_cpu import HERE, SEEDS, Output, device_program
 from tests.helpers import assert_close_l2
 from tests.pictures import FORMATS, TOLERANCES, activation, draw, needs_cpp, ops, widened
@@ -359,6 +360,10 @@ def by_cuda_code(one, elements, dtype, seed):
         *places[:2], *map(ctypes.c_int64, shape), *places[2:4], ctypes.c_int64(elements), places[4]
     )
     blocks, partials = sizes.tolist()
+    counted = partial_sums(given[0][0], True, False), partial_sums(given[0][1], False, True)
+    described = tuple(map(sum, zip(*counted, strict=True)))
+    if all(t.data_ptr() % 16 == 0 for t in (fake, real, plain_fake, plain_real)):
+        assert described == (blocks, partials)
     distances, parts, sums = torch.empty(blocks), torch.empty(partials), torch.empty(2 * n * c)
     loss, dx, plain_dx = torch.empty(()), torch.empty_like(fake), torch.empty_like(plain_fake)
     more = (*norm, *shape, c, slope, plain_fake, plain_real)
