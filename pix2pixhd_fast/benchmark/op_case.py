@@ -20,8 +20,8 @@ class OpCase:
     take them and return the same tensor, or tensors, without changing what they are given.
     `floor_bytes` and `flops` are those of (forward, forward+backward): each input and result once.
     `tolerance` holds for both passes. There is a backward where an input is floating. `dtype` is
-    given where it is not the user's choice. "fused" is given the first `channels_last` inputs in that
-    format, as they are in a network; the last `constants` inputs have no gradient.
+    given where it is not the user's choice. "fused" is given the first `channels_last` inputs in
+    that format, as they are in a network; the last `constants` inputs have no gradient.
     """
 
     name: str
