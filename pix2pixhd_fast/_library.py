@@ -36,9 +36,11 @@ def define(name: str, schema: str, reference: Callable) -> None:
 def kernel(name: str, *arguments):
     """Run the op `name`, by its reference where the first tensor is float64: no kernel is for that.
 
-    For the ops that ops are composed of; they have no gradient of their own.
+    For the ops that ops are composed of; they have no gradient of their own. Where the first
+    argument is a list of tensors, they have one dtype.
     """
-    if arguments[0].dtype == torch.float64:
+    first = arguments[0][0] if isinstance(arguments[0], list) else arguments[0]
+    if first.dtype == torch.float64:
         return _references[name](*arguments)
     return getattr(torch.ops.pix2pixhd_fast, name)(*arguments)
 

@@ -1,10 +1,17 @@
 """Adversarial, feature-matching and perceptual losses."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pix2pixhd_fast import ops
+from pix2pixhd_fast._backend import current_backend
+from pix2pixhd_fast.nn.pending import Pending, as_pending, fits_ops, materialise
 from pix2pixhd_fast.nn.vgg import Vgg19
+from pix2pixhd_fast.ops.norm_act_pad import DTYPES
+from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
 
 VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
@@ -32,10 +39,13 @@ class GANLoss(nn.Module):
 
     def forward(self, input: list, target_is_real: bool) -> Tensor:
         scales = input if isinstance(input[0], list) else [input]
-        return sum(self._one(scale[-1], target_is_real) for scale in scales)
-
-    def _one(self, prediction: Tensor, target_is_real: bool) -> Tensor:
+        predictions = [materialise(scale[-1]) for scale in scales]
         target = self.real_label if target_is_real else self.fake_label
+        if current_backend() == "fused" and _alike(predictions):
+            return ops.multiscale_gan_loss(predictions, target, isinstance(self.loss, nn.MSELoss))
+        return sum(self._one(prediction, target) for prediction in predictions)
+
+    def _one(self, prediction: Tensor, target: float) -> Tensor:
         # autocast refuses binary cross-entropy of probabilities outright
         with torch.autocast(prediction.device.type, enabled=False):
             prediction = prediction.float()
@@ -63,16 +73,45 @@ class VGGLoss(nn.Module):
         return sum(w * F.l1_loss(fx.float(), fy.detach().float()) for w, fx, fy in pairs)
 
 
-def feature_matching_loss(fake: list[list[Tensor]], real: list[list[Tensor]]) -> Tensor:
+def feature_matching_loss(
+    fake: list[list[Tensor | Pending]], real: list[list[Tensor | Pending]]
+) -> Tensor:
     """L1 distance of discriminator features (paper, eq. 4), without the factor lambda_feat.
 
-    `fake` and `real` are what `MultiscaleDiscriminator` with `getIntermFeat` returns; predictions
+    `fake` and `real` are what `MultiscaleDiscriminator` with `getIntermFeat` returns, or its
+    `features_raw`, whose norms and activations are then computed as the loss reads; predictions
     do not count. A feature weighs 4 / (its scale's number of layers - 1), a scale 1 / num_D, as in
     the original (4 / (n_layers_D + 1)). The gradient flows to `fake` only. Computed in float32.
     """
-    total = fake[0][0].new_zeros((), dtype=torch.float32)
+    fakes, reals, weights = [], [], []
     for fake_scale, real_scale in zip(fake, real, strict=True):
-        weight = 4.0 / (len(fake_scale) - 1) / len(fake)
-        for f, r in zip(fake_scale[:-1], real_scale[:-1], strict=True):
-            total = total + weight * F.l1_loss(f.float(), r.detach().float())
+        fakes += map(as_pending, fake_scale[:-1])
+        reals += map(as_pending, real_scale[:-1])
+        weights += [4.0 / (len(fake_scale) - 1) / len(fake)] * (len(fake_scale) - 1)
+    if current_backend() == "fused" and _comparable(fakes, reals):
+        return ops.feature_matching_loss(*map(_features, (fakes, reals)), weights)
+    total = fakes[0].x.new_zeros((), dtype=torch.float32)
+    for f, r, weight in zip(fakes, reals, weights, strict=True):
+        total = total + weight * F.l1_loss(materialise(f).float(), materialise(r).detach().float())
     return total
+
+
+def _features(pending: list[Pending]) -> list[ops.Feature]:
+    return [ops.Feature(inner(p.x, p.border), p.norm, p.act, p.slope) for p in pending]
+
+
+def _comparable(fakes: list[Pending], reals: list[Pending]) -> bool:
+    """Whether the op takes them: pictures of the same shapes, with the same activations."""
+    pairs = zip(_features(fakes), _features(reals), strict=True)
+    return (
+        len(fakes) > 0
+        and all(fits_ops(p.x) for p in fakes)
+        and all(f.x.shape == r.x.shape and f[2:] == r[2:] for f, r in pairs)
+        and _alike([p.x for p in (*fakes, *reals)])
+    )
+
+
+def _alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether all have one dtype, which the ops know, and one device."""
+    kinds = {(t.dtype, t.device) for t in tensors}
+    return len(kinds) == 1 and tensors[0].dtype in DTYPES

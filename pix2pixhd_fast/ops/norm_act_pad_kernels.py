@@ -15,7 +15,7 @@ from pix2pixhd_fast.ops.channel_statistics import wide
 MODES = {"reflect": "reflect", "replicate": "replicate", "zero": "constant"}
 
 
-def _laid_out_like(x: Tensor, values: Tensor) -> Tensor:
+def laid_out_like(x: Tensor, values: Tensor) -> Tensor:
     """`values` in the dtype of x, dense in the format that `layout_of` gives."""
     layout = layout_of(x)
     # Not .contiguous(): that keeps odd strides of sides of one.
@@ -24,21 +24,39 @@ def _laid_out_like(x: Tensor, values: Tensor) -> Tensor:
     )
 
 
-def _per_channel(values: Tensor) -> Tensor:
+def per_channel(values: Tensor) -> Tensor:
     """[N, C] or [C] -> what broadcasts over [N, C, H, W]."""
     return values[..., None, None]
 
 
-def _normalised(x: Tensor, minus: Tensor | None, mean: Tensor | None, rstd: Tensor | None):
+def normalised(x: Tensor, minus: Tensor | None, mean: Tensor | None, rstd: Tensor | None):
     """xhat: x - minus, or (x - mean) * rstd, or x."""
     if minus is not None:
         return wide(x) - wide(minus)
-    return wide(x) if mean is None else (wide(x) - _per_channel(mean)) * _per_channel(rstd)
+    return wide(x) if mean is None else (wide(x) - per_channel(mean)) * per_channel(rstd)
 
 
-def _affine(xhat: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    xhat = xhat if gamma is None else xhat * _per_channel(gamma.to(xhat.dtype))
-    return xhat if beta is None else xhat + _per_channel(beta.to(xhat.dtype))
+def affine(xhat: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    xhat = xhat if gamma is None else xhat * per_channel(gamma.to(xhat.dtype))
+    return xhat if beta is None else xhat + per_channel(beta.to(xhat.dtype))
+
+
+def activated(z: Tensor, act: str, slope: float) -> Tensor:
+    """act(z)"""
+    if act == "relu":
+        return z.relu()
+    if act == "leaky_relu":
+        return torch.where(z > 0, z, z * slope)
+    return z.tanh() if act == "tanh" else z
+
+
+def activated_backward(g: Tensor, z: Tensor, act: str, slope: float) -> Tensor:
+    """g * act'(z)"""
+    if act == "relu":
+        return torch.where(z > 0, g, 0.0)
+    if act == "leaky_relu":
+        return torch.where(z > 0, g, g * slope)
+    return g * (1 - z.tanh().square()) if act == "tanh" else g
 
 
 def norm_act_pad_apply_ref(
@@ -53,18 +71,12 @@ def norm_act_pad_apply_ref(
     padding: str,
     pad: int,
 ) -> Tensor:
-    y = _affine(_normalised(x, None, mean, rstd), gamma, beta)
-    if act == "relu":
-        y = y.relu()
-    elif act == "leaky_relu":
-        y = torch.where(y > 0, y, y * slope)
-    elif act == "tanh":
-        y = y.tanh()
+    y = activated(affine(normalised(x, None, mean, rstd), gamma, beta), act, slope)
     y = y if residual is None else y + wide(residual)
     if pad > 0:
         # Without values all paddings are the same, but only this one is implemented.
         y = F.pad(y, (pad,) * 4, mode=MODES[padding] if x.numel() > 0 else "constant")
-    return _laid_out_like(x, y)
+    return laid_out_like(x, y)
 
 
 def _gradient_before_norm(
@@ -81,16 +93,9 @@ def _gradient_before_norm(
     pad: int,
 ) -> tuple[Tensor, Tensor]:
     """g, the gradient with respect to gamma * xhat + beta, and xhat."""
-    xhat = _normalised(x, minus, mean, rstd)
-    z = _affine(xhat, gamma, beta)
-    g = _folded(wide(dy), padding, pad)
-    if act == "relu":
-        g = torch.where(z > 0, g, 0.0)
-    elif act == "leaky_relu":
-        g = torch.where(z > 0, g, g * slope)
-    elif act == "tanh":
-        g = g * (1 - z.tanh().square())
-    return g, xhat
+    xhat = normalised(x, minus, mean, rstd)
+    z = affine(xhat, gamma, beta)
+    return activated_backward(_folded(wide(dy), padding, pad), z, act, slope), xhat
 
 
 def norm_act_pad_reduce_ref(
@@ -129,9 +134,9 @@ def norm_act_pad_backward_ref(
     """dx = gamma * rstd * (g - mean_g - xhat * mean_dot), by the format rule of x."""
     g, xhat = _gradient_before_norm(dy, x, minus, mean, rstd, gamma, beta, act, slope, padding, pad)
     if mean_g is not None:
-        g = g - _per_channel(mean_g) - xhat * _per_channel(mean_dot)
-    g = g if gamma is None else g * _per_channel(gamma.to(g.dtype))
-    return _laid_out_like(x, g if rstd is None else g * _per_channel(rstd))
+        g = g - per_channel(mean_g) - xhat * per_channel(mean_dot)
+    g = g if gamma is None else g * per_channel(gamma.to(g.dtype))
+    return laid_out_like(x, g if rstd is None else g * per_channel(rstd))
 
 
 def inner(padded: Tensor, border: int) -> Tensor:
@@ -146,7 +151,7 @@ def fold_ref(dy: Tensor, padding: str, pad: int) -> Tensor:
 
     By the format rule of dy, in its dtype, summed in float32 or wider.
     """
-    return _laid_out_like(dy, _folded(wide(dy), padding, pad))
+    return laid_out_like(dy, _folded(wide(dy), padding, pad))
 
 
 def fold_add_ref(dx: Tensor, dy: Tensor, border: int, padding: str, pad: int) -> None:
