@@ -213,7 +213,7 @@ def _synthesis(model: Pix2PixHD, batch: dict[str, Tensor], backend: str, dtype: 
             inputs = model.encode_inputs(batch)
             if low != torch.float32:
                 found = {
-                    k: v.to(low)
+                    k: v.to(dtype=low)
                     for k in ("scene", "feat", "image")
                     if (v := getattr(inputs, k)) is not None
                 }
