@@ -170,7 +170,7 @@ def label_conv2d_backward_ref(
     padding: str,
     pad: int,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the weight [K, num_labels (+ 1), kh, kw] and the bias [K], in the dtype of dy."""
+    """Gradients of weight [K, num_labels (+ 1), kh, kw] and bias [K], in the dtype of dy."""
     dtype, found = dy.dtype, wide(dy)
     x = _padded_channels(labels, edges, found.dtype, num_labels, level, padding, pad)
     shape = (dy.shape[1], x.shape[1], kernel_height, kernel_width)
