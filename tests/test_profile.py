@@ -256,6 +256,15 @@ def test_counting_rules():
     assert (listed.traffic, listed.touched) == (256, 512)
 
 
+def test_label_maps_stay_label_maps():
+    """Bytes of what G and D read in a training step: bytes of ids, not of channels."""
+    eager, fused = (recorded("train 2048x1024", choice)[1] for choice in ("eager", "fused"))
+    assert fused.inputs <= 40 * 2**20
+    assert eager.inputs > 1.2 * GIB
+    labels, edges, picture = (2048 * 1024 * n for n in (1, 1, 12))
+    assert fused.inputs == labels + edges + picture
+
+
 def test_weights_in_half_halve_everything():
     whole, half = recorded("infer fp32")[1], recorded("infer bf16")[1]
     assert whole.steady["weights"] == 2 * half.steady["weights"]
