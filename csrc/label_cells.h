@@ -79,59 +79,10 @@ class Shares {
     found_.clear();
   }
 
-  bool single() const { return found_.size() == 1; }
-  int32_t first() const { return found_.front(); }
-  void clear() {
-    for (const int32_t code : found_) share_[code] = 0.0f;
-    found_.clear();
-  }
-
  private:
   std::vector<float> share_;
   std::vector<int32_t> found_;
 };
-
-// The next level: 3x3, stride 2, padding 1, of the cells that there are.
-template <typename Code>
-Cells<Code> pool(const Cells<Code>& in, int64_t codes) {
-  const int64_t height = ceil_div(in.height, 2), width = ceil_div(in.width, 2);
-  Cells<Code> out{height, width, std::vector<Code>(height * width),
-                  std::vector<int32_t>(height * width), std::vector<std::vector<Part>>(height)};
-  parallel_for(0, height, ceil_div(kChunk / 8, width), [&](int64_t begin, int64_t end) {
-    Shares shares(codes);
-    for (int64_t y = begin; y < end; ++y) pool_row(in, y, shares, out);
-  });
-  return out;
-}
-
-template <typename Code>
-void pool_row(const Cells<Code>& in, int64_t y, Shares& shares, Cells<Code>& out) {
-  const int64_t top = std::max<int64_t>(0, 2 * y - 1), bottom = std::min(in.height, 2 * y + 2);
-  for (int64_t x = 0; x < out.width; ++x) {
-    const int64_t left = std::max<int64_t>(0, 2 * x - 1), right = std::min(in.width, 2 * x + 2);
-    const float share = 1.0f / static_cast<float>((bottom - top) * (right - left));
-    for (int64_t r = top; r < bottom; ++r) {
-      for (int64_t c = left; c < right; ++c) {
-        const Code code = in.codes[r * in.width + c];
-        if (code != kMixed<Code>) {
-          shares.add(code, share);
-          continue;
-        }
-        for (const Part* part = in.parts_at(r, c); part->code >= 0; ++part) {
-          shares.add(part->code, share * part->share);
-        }
-      }
-    }
-    const int64_t i = y * out.width + x;
-    out.codes[i] = shares.single() ? static_cast<Code>(shares.first()) : kMixed<Code>;
-    if (shares.single()) {
-      shares.clear();
-    } else {
-      out.lists[i] = static_cast<int32_t>(out.parts[y].size());
-      shares.move_to(out.parts[y]);
-    }
-  }
-}
 
 // to = a where a and b are the same, elsewhere mixed; to may be a.
 PIX2PIXHD_FAST_SIMD
@@ -144,11 +95,68 @@ void agree(const int32_t* a, const int32_t* b, int64_t count, int32_t* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = a[i] == b[i] ? a[i] : kMixed<int32_t>;
 }
 
+// The mean of the cells [top, bottom) x [left, right).
+template <typename Code>
+void add_shares(const Cells<Code>& in, int64_t top, int64_t bottom, int64_t left, int64_t right,
+                Shares& shares) {
+  const float share = 1.0f / static_cast<float>((bottom - top) * (right - left));
+  for (int64_t r = top; r < bottom; ++r) {
+    for (int64_t c = left; c < right; ++c) {
+      const Code code = in.codes[r * in.width + c];
+      if (code != kMixed<Code>) {
+        shares.add(code, share);
+        continue;
+      }
+      for (const Part* part = in.parts_at(r, c); part->code >= 0; ++part) {
+        shares.add(part->code, share * part->share);
+      }
+    }
+  }
+}
+
+// `same`: [in.width], for the codes that the three cells of a column have in common.
+template <typename Code>
+void pool_row(const Cells<Code>& in, int64_t y, Code* same, Shares& shares, Cells<Code>& out) {
+  const int64_t top = std::max<int64_t>(0, 2 * y - 1), bottom = std::min(in.height, 2 * y + 2);
+  std::copy_n(in.codes.data() + top * in.width, in.width, same);
+  for (int64_t r = top + 1; r < bottom; ++r) {
+    agree(same, in.codes.data() + r * in.width, in.width, same);
+  }
+  for (int64_t x = 0; x < out.width; ++x) {
+    const int64_t left = std::max<int64_t>(0, 2 * x - 1), right = std::min(in.width, 2 * x + 2);
+    Code code = same[left];
+    for (int64_t c = left + 1; c < right; ++c) code = same[c] == code ? code : kMixed<Code>;
+    const int64_t i = y * out.width + x;
+    out.codes[i] = code;
+    if (code == kMixed<Code>) {
+      out.lists[i] = static_cast<int32_t>(out.parts[y].size());
+      add_shares(in, top, bottom, left, right, shares);
+      shares.move_to(out.parts[y]);
+    }
+  }
+}
+
+// The next level: 3x3, stride 2, padding 1, of the cells that there are.
+template <typename Code>
+Cells<Code> pool(const Cells<Code>& in, int64_t codes) {
+  const int64_t height = ceil_div(in.height, 2), width = ceil_div(in.width, 2);
+  Cells<Code> out{height, width, std::vector<Code>(height * width),
+                  std::vector<int32_t>(height * width), std::vector<std::vector<Part>>(height)};
+  parallel_for(0, height, ceil_div(kChunk / 8, width), [&](int64_t begin, int64_t end) {
+    Shares shares(codes);
+    std::vector<Code> same(in.width);
+    for (int64_t y = begin; y < end; ++y) pool_row(in, y, same.data(), shares, out);
+  });
+  return out;
+}
+
 // The windows of a convolution over padded cells.
 struct Windows {
   int64_t kernel_height, kernel_width, stride, rows, columns;
 
   int64_t taps() const { return kernel_height * kernel_width; }
+  // Of a table by code: the taps, then the sums of each row of taps, for rows of one code.
+  int64_t entries() const { return taps() + kernel_height; }
 };
 
 // Cells with their padding: zeros are cells of no class and no edge, whose weights are zero.
@@ -158,7 +166,9 @@ struct PaddedCells {
   int64_t width;
   std::vector<Code> codes;         // [padded height, width]
   std::vector<const Part*> parts;  // of the mixed ones; empty where there are none
-  std::vector<Code> window_codes;  // [windows.rows, windows.columns]: of those of one code
+  std::vector<Code> row_codes;     // [padded height, row_columns]: of kernel_width cells of one
+  int64_t row_columns;
+  std::vector<Code> window_codes;  // [windows.rows, windows.columns]: of windows of one
 
   PaddedCells(Cells<Code> given, Padding padding, int64_t nothing, const Windows& windows)
       : cells(std::move(given)), width(cells.width + 2 * padding.pad) {
@@ -186,11 +196,11 @@ struct PaddedCells {
 
   // Along rows, then along columns.
   void find_windows(int64_t height, const Windows& windows) {
-    const int64_t columns = width - windows.kernel_width + 1;
-    std::vector<Code> along(height * columns);
+    const int64_t columns = row_columns = width - windows.kernel_width + 1;
+    row_codes.resize(height * columns);
     parallel_for(0, height, ceil_div(kChunk, width), [&](int64_t begin, int64_t end) {
       for (int64_t y = begin; y < end; ++y) {
-        Code* to = along.data() + y * columns;
+        Code* to = row_codes.data() + y * columns;
         std::copy_n(codes.data() + y * width, columns, to);
         for (int64_t x = 1; x < windows.kernel_width; ++x) {
           agree(to, codes.data() + y * width + x, columns, to);
@@ -201,7 +211,7 @@ struct PaddedCells {
     parallel_for(0, windows.rows, ceil_div(kChunk, width), [&](int64_t begin, int64_t end) {
       std::vector<Code> found(columns);
       for (int64_t y = begin; y < end; ++y) {
-        const Code* from = along.data() + y * windows.stride * columns;
+        const Code* from = row_codes.data() + y * windows.stride * columns;
         std::copy_n(from, columns, found.data());
         for (int64_t r = 1; r < windows.kernel_height; ++r) {
           agree(found.data(), from + r * columns, columns, found.data());
@@ -238,33 +248,43 @@ typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
 
 [[gnu::always_inline]] inline Lanes& lanes_at(float* to) { return *reinterpret_cast<Lanes*>(to); }
 
-// How the kernels look at the cells: `first` is the first cell of a window, that of the next one
-// is `stride` further.
+// How the kernels look at the cells: `first` and `first_row` are where a window begins in `codes`
+// and in `row_codes`; the next one is `stride` further.
 template <typename Code>
 struct Window {
-  const Code* codes;
+  const Code *codes, *row_codes;
   const Part* const* parts;
-  int64_t first, width, kernel_height, kernel_width, stride;
+  int64_t first, first_row, width, row_columns;
+  const Windows& windows;
   int64_t pitch;  // the channels, rounded up to whole lanes
 
-  // Calls body(row of a table [code][tap][pitch], share) for everything in the window.
+  // Calls body(row of a table [code][entry][pitch], share) for everything in the window.
   template <typename Body>
   [[gnu::always_inline]] void for_each_part(Body body) const {
-    const int64_t taps = kernel_height * kernel_width;
-    int64_t tap = 0;
-    for (int64_t y = 0; y < kernel_height; ++y) {
-      for (int64_t x = 0; x < kernel_width; ++x, ++tap) {
-        const int64_t cell = first + y * width + x;
-        const Code code = codes[cell];
+    const int64_t taps = windows.taps(), entries = windows.entries();
+    for (int64_t y = 0; y < windows.kernel_height; ++y) {
+      const int64_t whole = row_codes[first_row + y * row_columns];
+      if (whole != kMixed<Code>) {
+        body((whole * entries + taps + y) * pitch, 1.0f);
+        continue;
+      }
+      for (int64_t x = 0; x < windows.kernel_width; ++x) {
+        const int64_t cell = first + y * width + x, tap = y * windows.kernel_width + x;
+        const int64_t code = codes[cell];
         if (code != kMixed<Code>) {
-          body((code * taps + tap) * pitch, 1.0f);
+          body((code * entries + tap) * pitch, 1.0f);
           continue;
         }
         for (const Part* part = parts[cell]; part->code >= 0; ++part) {
-          body((part->code * taps + tap) * pitch, part->share);
+          body((part->code * entries + tap) * pitch, part->share);
         }
       }
     }
+  }
+
+  [[gnu::always_inline]] void advance() {
+    first += windows.stride;
+    first_row += windows.stride;
   }
 };
 
@@ -273,12 +293,13 @@ Window<Code> window_at(const PaddedCells<Code>& cells, const Windows& windows, i
                        int64_t pitch) {
   const int64_t y = index / windows.columns, x = index % windows.columns;
   return {cells.codes.data(),
+          cells.row_codes.data(),
           cells.parts.data(),
           (y * cells.width + x) * windows.stride,
+          (y * cells.row_columns + x) * windows.stride,
           cells.width,
-          windows.kernel_height,
-          windows.kernel_width,
-          windows.stride,
+          cells.row_columns,
+          windows,
           pitch};
 }
 

@@ -29,7 +29,7 @@ template <int kCount, typename Code>
     window.for_each_part([&](int64_t row, float share) __attribute__((always_inline)) {
       for (int n = 0; n < kCount; ++n) lanes_at(table + row + n * kLane) += share * values[n];
     });
-    window.first += window.stride;
+    window.advance();
   }
 }
 
@@ -70,7 +70,7 @@ void add_run(const float* dy, int64_t count, int64_t pitch, double* sums) {
 
 // The sums of a part of the pixels.
 struct Sums {
-  std::vector<float> taps;      // [codes, taps, pitch]: windows of several codes
+  std::vector<float> taps;      // [codes, entries, pitch]: windows of several codes
   std::vector<double> windows;  // [codes, pitch]: windows of one code
   std::vector<double> mixed;    // [pitch]: the pixels with windows of several
 };
@@ -85,7 +85,7 @@ struct Backward {
 
   void run() {
     const int64_t pixels = problem.windows.rows * problem.windows.columns;
-    const int64_t size = problem.codes() * problem.windows.taps() * pitch;
+    const int64_t size = problem.codes() * problem.windows.entries() * pitch;
     const int64_t affordable = kPartitionBytes / (size * static_cast<int64_t>(sizeof(float)));
     const int64_t most = std::clamp<int64_t>(affordable, 1, kPartitions);
     const int64_t count = std::clamp<int64_t>(pixels / kPartitionPixels, 1, most);
@@ -141,13 +141,15 @@ struct Backward {
 
   // The sum of all partitions for a code, [taps, pitch], added to `to`.
   void add_code(int64_t code, double* to) const {
-    const int64_t taps = problem.windows.taps();
+    const int64_t taps = problem.windows.taps(), entries = problem.windows.entries();
     for (const Sums& sums : partitions) {
-      const float* mixed = sums.taps.data() + code * taps * pitch;
-      for (int64_t i = 0; i < taps * pitch; ++i) to[i] += mixed[i];
+      const float* mixed = sums.taps.data() + code * entries * pitch;
+      const double* windows = sums.windows.data() + code * pitch;
       for (int64_t tap = 0; tap < taps; ++tap) {
+        const float* of_tap = mixed + tap * pitch;
+        const float* of_row = mixed + (taps + tap / problem.windows.kernel_width) * pitch;
         for (int64_t k = 0; k < pitch; ++k) {
-          to[tap * pitch + k] += sums.windows[code * pitch + k];
+          to[tap * pitch + k] += windows[k] + of_row[k] + of_tap[k];
         }
       }
     }

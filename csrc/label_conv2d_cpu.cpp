@@ -23,7 +23,7 @@ template <int kCount, typename Code>
       for (int n = 0; n < kCount; ++n) sums[n] += share * lanes_at(table + row + n * kLane);
     });
     for (int n = 0; n < kCount; ++n) lanes_at(to + i * step + n * kLane) = sums[n];
-    window.first += window.stride;
+    window.advance();
   }
 }
 
@@ -68,13 +68,13 @@ void fill(const float* row, int64_t pitch, int64_t count, float* to) {
 // What each code adds at each tap, and what a window of one code gives.
 struct Tables {
   int64_t pitch;
-  Buffer taps;     // [codes, taps, pitch]
+  Buffer taps;     // [codes, entries, pitch]
   Buffer windows;  // [codes, pitch], with the bias
   Buffer bias;     // [pitch]
 
   Tables(const LabelProblem& problem, const Tensor& weight, const std::optional<Tensor>& given)
       : pitch(ceil_div(weight.size(0), kLane) * kLane),
-        taps(uninitialised(problem.codes() * problem.windows.taps() * pitch)),
+        taps(uninitialised(problem.codes() * problem.windows.entries() * pitch)),
         windows(uninitialised(problem.codes() * pitch)),
         bias(uninitialised(pitch)) {
     const int64_t outputs = weight.size(0);
@@ -98,9 +98,10 @@ struct Tables {
     const int64_t nobody = problem.num_labels;
     const int64_t label = code % (nobody + 1);
     const bool edge = code > nobody;
-    float* row = taps.get() + code * count * pitch;
+    const int64_t entries = problem.windows.entries(), width = problem.windows.kernel_width;
+    float* row = taps.get() + code * entries * pitch;
     float* sums = windows.get() + code * pitch;
-    std::fill_n(row, count * pitch, 0.0f);
+    std::fill_n(row, entries * pitch, 0.0f);
     std::copy_n(bias.get(), pitch, sums);
     for (int64_t k = 0; k < outputs; ++k) {
       const float* from = weights + k * channels * count;
@@ -108,6 +109,7 @@ struct Tables {
         const float of_label = label < nobody ? from[label * count + tap] : 0.0f;
         const float value = of_label + (edge ? from[nobody * count + tap] : 0.0f);
         row[tap * pitch + k] = value;
+        row[(count + tap / width) * pitch + k] += value;
         sums[k] += value;
       }
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 from pix2pixhd_fast import InputError
 from pix2pixhd_fast._library import library_status
 from pix2pixhd_fast.ops import label_conv2d
-from pix2pixhd_fast.ops.label_conv2d import label_conv2d_backward_ref, label_conv2d_ref, level_size
+from pix2pixhd_fast.ops.label_conv2d import label_conv2d_ref, level_size
 from pix2pixhd_fast.semantic import SemanticMap
 from tests.helpers import assert_close_l2
 from tests.pictures import draw, ops, padded
@@ -193,29 +193,11 @@ def test_any_number_of_threads(level):
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_large_kernel_against_reference(level):
-    """More than one chunk of pixels, more than one partition of the backward."""
+    """More than one chunk of pixels."""
     given = arguments(LARGE._replace(level=level))
     found, right = ops.label_conv2d(*given), label_conv2d_ref(*given)
     for name, mine, exact in zip(("y", "mean", "rstd"), found, right, strict=True):
         assert_close_l2(mine, exact, 1e-5, name)
-    options = (*given[:2], 35, 7, 7, *given[6:10])
-    found = ops.label_conv2d_backward(right[0], *options)
-    right = label_conv2d_backward_ref(right[0].double(), *options)
-    for name, mine, exact in zip(("dweight", "dbias"), found, right, strict=True):
-        assert_close_l2(mine, exact, 1e-5, name)
-
-
-@pytest.mark.parametrize("problem", SMALL)
-def test_gradient_of_the_reference(problem):
-    """What the reference of the backward says, and PyTorch's gradient of that of the forward."""
-    given = arguments(problem._replace(dense=0, dead_bias=False), torch.float64)
-    leaves = [t.requires_grad_() for t in given[2:4]]
-    y = label_conv2d_ref(*given)[0]
-    dy = draw(*y.shape, torch.float64, seed=2)
-    options = (*given[:2], problem.num_labels, problem.kernel, problem.kernel, *given[6:10])
-    found = label_conv2d_backward_ref(dy, *options)
-    for mine, exact in zip(found, torch.autograd.grad(y, leaves, dy), strict=True):
-        assert_close_l2(mine, exact, 1e-12, "gradient")
 
 
 def test_ignored_ids_contribute_nothing():
