@@ -44,14 +44,7 @@ class SemanticMap:
             raise InputError(f"labels must hold integer ids, got {labels.dtype}")
         if labels.dim() != 4 or labels.shape[1] != 1:
             raise InputError(f"labels must be [N, 1, H, W], got {list(labels.shape)}")
-        if edges is not None:
-            if edges.dtype not in (torch.uint8, torch.bool):
-                raise InputError(f"edges must be uint8 or bool, got {edges.dtype}")
-            if edges.shape != labels.shape:
-                raise InputError(
-                    f"edges must be {list(labels.shape)} like labels, got {list(edges.shape)}"
-                )
-            object.__setattr__(self, "edges", edges.to(torch.uint8))
+        object.__setattr__(self, "edges", _checked_edges(labels, edges))
         _check_dense(labels, self.dense)
         labels = labels.long() if labels.dtype in _UNSIGNED else labels
         check_labels(labels, self.num_labels, ignore_label)
@@ -94,9 +87,13 @@ class SemanticMap:
         _check_dense(self.labels, dense)
         return self._derived(self.labels, self.edges, dense)
 
+    def with_edges(self, edges: Tensor | None) -> "SemanticMap":
+        """The map with another boundary map, or none."""
+        return self._derived(self.labels, _checked_edges(self.labels, edges), self.dense)
+
     def flip(self) -> "SemanticMap":
         """Mirrored from left to right."""
-        return self._each(lambda x: x.flip(3))
+        return self.each(lambda x: x.flip(3))
 
     def pad_by_edge(self, size: tuple[int, int]) -> "SemanticMap":
         """Extended to `size` (H, W) on the right and at the bottom by its edge.
@@ -104,7 +101,7 @@ class SemanticMap:
         A boundary map is that of an extended instance map only where it was taken of that one:
         extend the ids, then mark.
         """
-        return self._each(lambda x: pad_by_edge(x, size))
+        return pad_by_edge(self, size)
 
     def pad_to(self, multiple: int) -> "SemanticMap":
         """`pad_by_edge` to the next sides that are multiples of `multiple`."""
@@ -113,7 +110,7 @@ class SemanticMap:
 
     def crop(self, size: tuple[int, int]) -> "SemanticMap":
         """The upper left part of `size` (H, W): views."""
-        return self._each(lambda x: x[..., : size[0], : size[1]])
+        return self.each(lambda x: x[..., : size[0], : size[1]])
 
     def to(
         self,
@@ -127,11 +124,11 @@ class SemanticMap:
             wanted = dtype if x.is_floating_point() else None
             return x.to(device=device, dtype=wanted, non_blocking=non_blocking)
 
-        return self._each(moved)
+        return self.each(moved)
 
     def pin_memory(self) -> "SemanticMap":
         """In page-locked memory, from which copies to a GPU can overlap with work."""
-        return self._each(Tensor.pin_memory)
+        return self.each(Tensor.pin_memory)
 
     @staticmethod
     def cat(maps: "Sequence[SemanticMap]") -> "SemanticMap":
@@ -146,7 +143,8 @@ class SemanticMap:
         parts = zip(*((m.labels, m.edges, m.dense) for m in maps), strict=True)
         return first._derived(*(None if p[0] is None else torch.cat(p) for p in parts))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "SemanticMap":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "SemanticMap":
+        """The map of which `change` gives labels, edges and dense channels."""
         parts = (self.labels, self.edges, self.dense)
         return self._derived(*(None if x is None else change(x) for x in parts))
 
@@ -157,6 +155,17 @@ class SemanticMap:
         for name, value in parts.items():
             object.__setattr__(found, name, value)
         return found
+
+
+def _checked_edges(labels: Tensor, edges: Tensor | None) -> Tensor | None:
+    """The boundary map as uint8."""
+    if edges is None:
+        return None
+    if edges.dtype not in (torch.uint8, torch.bool):
+        raise InputError(f"edges must be uint8 or bool, got {edges.dtype}")
+    if edges.shape != labels.shape:
+        raise InputError(f"edges must be {list(labels.shape)} like labels, got {list(edges.shape)}")
+    return edges.to(torch.uint8)
 
 
 def _check_dense(labels: Tensor, dense: Tensor | None) -> None:
@@ -210,12 +219,22 @@ def semantic_channels(
     labels: Tensor, edges: Tensor | None, num_labels: int, dtype: torch.dtype
 ) -> Tensor:
     """The channels one-hot | edge of the parts of a `SemanticMap`."""
-    channels = one_hot(labels.long().clamp(max=num_labels), num_labels, num_labels).to(dtype)
+    ids = torch.arange(num_labels, dtype=labels.dtype, device=labels.device)
+    channels = (labels == ids[:, None, None]).to(dtype)
     return channels if edges is None else torch.cat((channels, (edges != 0).to(dtype)), dim=1)
 
 
-def pad_by_edge(x: Tensor, size: tuple[int, int]) -> Tensor:
+def append_channels(scene: Tensor | SemanticMap, x: Tensor) -> Tensor | SemanticMap:
+    """The channels of `scene`, then those of x [N, C, H, W]: the last dense channels of a map."""
+    if not isinstance(scene, SemanticMap):
+        return torch.cat((scene, x), dim=1)
+    return scene.with_dense(x if scene.dense is None else torch.cat((scene.dense, x), dim=1))
+
+
+def pad_by_edge(x: Tensor | SemanticMap, size: tuple[int, int]) -> Tensor | SemanticMap:
     """Extend [N, C, H, W] of any dtype to `size` on the right and at the bottom by its edge."""
+    if isinstance(x, SemanticMap):
+        return x.each(lambda part: pad_by_edge(part, size))
     for dim, after in zip((2, 3), size, strict=True):
         before = x.shape[dim]
         if after > before:

@@ -2,11 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from pix2pixhd_fast.nn.losses import feature_matching_loss
-from pix2pixhd_fast.semantic import pad_by_edge
+from pix2pixhd_fast.semantic import SemanticMap, append_channels, pad_by_edge
 
 if TYPE_CHECKING:
     from pix2pixhd_fast.model import Inputs, Pix2PixHD
@@ -48,9 +47,9 @@ def losses(model: "Pix2PixHD", inputs: "Inputs") -> tuple[dict[str, Tensor], Ten
     return found, fake
 
 
-def _for_D(scene: Tensor, picture: Tensor, num_D: int) -> Tensor:
+def _for_D(scene: Tensor | SemanticMap, picture: Tensor, num_D: int) -> Tensor | SemanticMap:
     """What D reads. A tiny picture grows by its edge: norms refuse a scale of a single pixel."""
-    seen = torch.cat((scene, picture), dim=1)
+    seen = append_channels(scene, picture)
     least = 2 ** (num_D - 1) + 1
     return seen if max(seen.shape[2:]) >= least else pad_by_edge(seen, (least, least))
 
