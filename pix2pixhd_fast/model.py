@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.nn.define import define_D, define_G, print_network
 from pix2pixhd_fast.nn.losses import GANLoss, VGGLoss
 from pix2pixhd_fast.nn.norms import keep_running_statistics
 from pix2pixhd_fast.ops.instance_boundaries import instance_boundaries
 from pix2pixhd_fast.options import Options
-from pix2pixhd_fast.semantic import check_labels, one_hot, pad_by_edge
+from pix2pixhd_fast.semantic import SemanticMap, append_channels, pad_by_edge
 from pix2pixhd_fast.training import step
 from pix2pixhd_fast.training.optimizers import Optimizers
 from pix2pixhd_fast.training.pool import ImagePool
@@ -25,20 +26,22 @@ _AUTOCAST = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Inputs:
     """What the networks read, on the device: `size` (H, W) as asked for, `padded` (H', W').
 
-    scene: float32 [N, semantic_nc, H', W']; ids (instances or labels, for E): integer [N, 1, H',
+    scene: a `SemanticMap` that stands for [N, semantic_nc, H', W'], or under "eager", and where
+    `label_nc` is 0, that tensor in float32; ids (instances or labels, for E): integer [N, 1, H',
     W']; feat: float32 [N, feat_num, H', W']; image: float32 [N, output_nc, H, W], not padded.
     """
 
     size: tuple[int, int]
     padded: tuple[int, int]
-    scene: Tensor
+    scene: Tensor | SemanticMap
     ids: Tensor | None
     feat: Tensor | None
     image: Tensor | None
 
-    def cropped_scene(self) -> Tensor:
+    def cropped_scene(self) -> Tensor | SemanticMap:
         """The scene at the size that was asked for: what D reads."""
-        return self.crop(self.scene)
+        scene = self.scene
+        return scene.crop(self.size) if isinstance(scene, SemanticMap) else self.crop(scene)
 
     def crop(self, x: Tensor) -> Tensor:
         """Cut the padding off."""
@@ -115,8 +118,8 @@ class Pix2PixHD(nn.Module):
     def encode_inputs(self, batch: Batch) -> Inputs:
         """Check a batch, move it to the device and turn it into what the networks read.
 
-        Keys as in `training_step`. One-hot of the labels (no class for `ignore_label`), then the
-        boundary map of the instances, in the original's channel order.
+        Keys as in `training_step`. The channels of the scene are those of the original: one-hot of
+        the labels (no class for `ignore_label`), then the boundary map of the instances.
         """
         o = self.options
         batch = _checked(batch, o)
@@ -124,14 +127,20 @@ class Pix2PixHD(nn.Module):
         padded = tuple(_padded(side, o.size_multiple) for side in size)
         on_device = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
         maps = {k: pad_by_edge(v, padded) for k, v in on_device.items() if k != "image"}
-        label = maps["label"]
-        scene = one_hot(label, o.label_nc, o.ignore_label) if o.label_nc else label
-        if not o.no_instance:
-            scene = torch.cat((scene, instance_boundaries(maps["inst"]).float()), dim=1)
         ids = None
         if o.use_features:
-            ids = label if o.label_feat else maps["inst"]
+            ids = maps["label"].labels if o.label_feat else maps["inst"]
+        scene = self._scene(maps)
         return Inputs(size, padded, scene, ids, maps.get("feat"), on_device.get("image"))
+
+    def _scene(self, maps: dict[str, Tensor | SemanticMap]) -> Tensor | SemanticMap:
+        """Labels and boundaries as the networks read them."""
+        scene = maps["label"]
+        edges = None if self.options.no_instance else instance_boundaries(maps["inst"])
+        if not isinstance(scene, SemanticMap):
+            return scene if edges is None else torch.cat((scene, edges.float()), dim=1)
+        scene = scene.with_edges(edges)
+        return scene.to_dense() if current_backend() == "eager" else scene
 
     def generate(self, inputs: Inputs) -> Tensor:
         """Run E where features are used and not given, then G.
@@ -143,7 +152,7 @@ class Pix2PixHD(nn.Module):
             feat = inputs.feat
             if feat is None:
                 feat = self.netE(pad_by_edge(inputs.image, inputs.padded), inputs.ids)
-            scene = torch.cat((scene, feat), dim=1)
+            scene = append_channels(scene, feat)
         return inputs.crop(self.netG(scene))
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -251,8 +260,11 @@ def _typed(tensor: Tensor, key: str, ids: bool) -> Tensor:
     return tensor.long() if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else tensor
 
 
-def _checked(batch: Batch, o: Options) -> Batch:
-    """The entries that the options use; raise `InputError` where one is missing or does not fit."""
+def _checked(batch: Batch, o: Options) -> dict[str, Tensor | SemanticMap]:
+    """The entries that the options use, label ids as a `SemanticMap`.
+
+    Raises `InputError` where one is missing or does not fit.
+    """
     channels = {"label": 1 if o.label_nc else o.input_nc, "image": o.output_nc}
     required = ["label"]
     if not o.no_instance:
@@ -272,5 +284,5 @@ def _checked(batch: Batch, o: Options) -> Batch:
             )
         used[key] = _typed(tensor, key, ids=key == "inst" or (key == "label" and o.label_nc > 0))
     if o.label_nc:
-        check_labels(used["label"], o.label_nc, o.ignore_label)
+        used["label"] = SemanticMap(used["label"], o.label_nc, ignore_label=o.ignore_label)
     return used

@@ -223,7 +223,8 @@ def test_every_target_agrees_with_itself_at_a_tiny_size():
 
 def test_peers_say_what_is_missing(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    (case,) = cases(Request(("G",), sizes=((64, 32),), flags=SMALL))
+    case, on_maps = cases(Request(("G",), sizes=((64, 32),), flags=SMALL))
+    assert on_maps.name == f"{case.name}, label map"
     for peer in PEERS:
         with pytest.raises(Unavailable, match="not installed"):
             case.prepare(peer, "fp32")
@@ -231,7 +232,7 @@ def test_peers_say_what_is_missing(monkeypatch):
 
 def test_a_backend_in_its_own_process_says_what_it_took():
     request = Request(("G",), sizes=((64, 32),), flags={**SMALL, "ngf": 16})
-    (case,) = cases(request)
+    case, _ = cases(request)
     weights = sum(p.numel() * 4 for p in build_network("G", request.options((64, 32))).parameters())
     assert in_own_process(request, case, "eager").peak > weights
     assert in_own_process(request, replace(case, name="no such"), "eager") is None

@@ -61,6 +61,15 @@ def test_a_batch(root):
     assert len(batch["path"]) == 3
 
 
+@pytest.mark.parametrize(
+    "flags, expected",
+    [({}, torch.uint8), (dict(label_nc=300), torch.int32), (dict(ignore_label=256), torch.int32)],
+)
+def test_ids_stay_integers(root, flags, expected):
+    batch = batches(root, batchSize=2, **flags)[0]
+    assert batch["label"].dtype == expected and batch["inst"].dtype == torch.int32
+
+
 def test_training_drops_the_last_batch_and_testing_keeps_it(root):
     options = options_for(root, batchSize=3)
     loader = make_loader(AlignedDataset(options), options)

@@ -102,6 +102,22 @@ def test_boundaries_load_whole_vectors_where_rows_are_aligned(matrix):
         assert (row.load_bits == 128) == row.variant.startswith("<true")
 
 
+@needs_nvcc
+def test_label_convolution_moves_whole_vectors_where_channels_are_aligned(matrix):
+    rows = [row for row in matrix if row.kernel == "convolve"]
+    types = ("float", "__half", "__nv_bfloat16")
+    assert {row.variant for row in rows} == {
+        f"<{aligned}, {pooled}, {value}>"
+        for aligned in ("true", "false")
+        for pooled in ("true", "false")
+        for value in types
+    }
+    for row in rows:
+        assert row.block == 256 and row.source == "csrc/label_conv2d_cuda.cu"
+        # The weights are whole vectors anyhow.
+        assert row.load_bits == 128 and (row.store_bits == 128) == row.variant.startswith("<true")
+
+
 def test_every_kernel_has_a_variant(planted_triton):
     assert compile_matrix.kernels_without_variant() == ["planted.forgotten_kernel"]
 

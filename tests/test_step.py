@@ -78,7 +78,7 @@ def test_gradients_are_those_of_three_forwards(name, monkeypatch):
 def wide_inputs(model):
     """Of a model in float64, in which nothing but a mistake makes two ways differ."""
     inputs = model.training_inputs(make_batch())
-    return replace(inputs, scene=inputs.scene.double(), image=inputs.image.double())
+    return replace(inputs, image=inputs.image.double())
 
 
 @pytest.mark.parametrize("kept", ["eager", "fused"])
@@ -96,15 +96,17 @@ def test_parts_of_a_batch_add_up(kept):
 
 
 class ConvolutionGradients(TorchDispatchMode):
-    """Notes of each convolution's backward whether it is for its input, weight and bias."""
+    """Notes of each convolution's backward whether it is for its input and for its weight."""
 
     def __init__(self):
         super().__init__()
-        self.masks = []
+        self.masks, self.labels = [], 0
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         if op is torch.ops.pix2pixhd_fast.norm_act_conv_backward.default:
             self.masks.append(tuple(args[-3:-1]))
+        if op is torch.ops.pix2pixhd_fast.label_conv2d_backward.default:
+            self.labels += 1
         return op(*args, **(kwargs or {}))
 
 
@@ -118,6 +120,7 @@ def test_no_gradient_is_computed_for_nothing():
     for_G = [(True, False)] * layers
     for_D = [(True, True)] * (layers - 2) + [(False, True)] * 2  # none for what D reads
     assert sorted(counted.masks) == sorted(for_G + 2 * for_D)
+    assert counted.labels == 2 * 2  # of each scale, for D alone
     assert all(p.grad is None for p in model.netG.parameters())
 
 

@@ -98,11 +98,11 @@ def train_in_float64(model, batch):
 
 
 # At the second step one unit in front of a ReLU of G, at -1.9e-6 in float64, is at +2.3e-5 in the
-# recording and in float32 layer by layer, which agree to the bit: G's gradient is 1 % different
-# from there on. Float64, weights perturbed by 1e-7 and the fused steps are all on the other side:
-# the recording is 1.3e-2 (picture), 6.2e-2 (G), 6.7e-2 (E) from float64 at the end. The fused steps
-# are held to float64 (measured: 6e-6 and 1e-4), and to the recording as far as it is right.
-RECORDED = {"eager": 1e-2, "fused": 0.1}
+# recording: G's gradient is 1 % different from there on, and the recording 1.3e-2 (picture), 6.2e-2
+# (G), 6.7e-2 (E) from float64 at the end. Which side float32 falls on depends on the processor (on
+# one the layers one by one are the recording to the bit, on another 6.7e-3 from float64), so they
+# are held to one of the two, and the fused steps to float64 (measured: 6e-6 and 1e-4).
+NEAR, RIGHT = 1e-2, 0.1
 
 
 def test_four_steps(model, recorded, backend_name):
@@ -112,7 +112,10 @@ def test_four_steps(model, recorded, backend_name):
         losses = model.training_step(batch)
         for name, value in zip(RECORDED_LOSSES, expected, strict=True):
             assert losses[name].item() == pytest.approx(value.item(), rel=1e-3), f"{name} {step}"
-    tol = RECORDED[backend_name]
+    assert_ends_as_recorded(model, recorded, RIGHT)
+
+
+def assert_ends_as_recorded(model, recorded, tol):
     assert_close_l2(model.last_fake, recorded["fake_last"], tol, "last picture")
     start = start_of_the_recording()
     for letter, moved in movements(model).items():
@@ -125,16 +128,20 @@ def test_four_steps(model, recorded, backend_name):
         assert_close_l2(moved, torch.cat(expected), tol, f"movement of {letter}")
 
 
-def test_four_fused_steps_are_those_in_float64(recorded):
+def test_four_steps_are_those_in_float64(model, recorded, backend_name):
     batch = {key: recorded[key] for key in ("label", "inst", "image")}
-    fused, exact = start_model(), start_model()
-    train_in_float64(exact, batch)
     for _ in range(4):
-        fused.training_step(batch)
-    assert_close_l2(fused.last_fake, exact.last_fake, 1e-4, "last picture")
+        model.training_step(batch)
+    distance = (model.last_fake - recorded["fake_last"]).norm() / recorded["fake_last"].norm()
+    if backend_name == "eager" and distance <= NEAR:
+        return
+    exact = start_model()
+    train_in_float64(exact, batch)
+    eager = backend_name == "eager"
+    assert_close_l2(model.last_fake, exact.last_fake, NEAR if eager else 1e-4, "last picture")
     expected = movements(exact)
-    for letter, moved in movements(fused).items():
-        assert_close_l2(moved, expected[letter], 1e-3, f"movement of {letter}")
+    for letter, moved in movements(model).items():
+        assert_close_l2(moved, expected[letter], RIGHT if eager else 1e-3, f"movement of {letter}")
 
 
 @pytest.mark.parametrize("size", [(3, 5), (300, 400)])

@@ -22,12 +22,13 @@ from pix2pixhd_fast.benchmark.layers import build_network, network_layers, padde
 from pix2pixhd_fast.benchmark.peers import convert
 from pix2pixhd_fast.benchmark.request import DTYPES, Request
 from pix2pixhd_fast.benchmark.running import backward_step, forward_step, running
-from pix2pixhd_fast.benchmark.scenes import instance_ids, labels, picture
+from pix2pixhd_fast.benchmark.scenes import instance_ids, labels, picture, real_scene
 from pix2pixhd_fast.model import Pix2PixHD
 from pix2pixhd_fast.nn.encoder import Encoder
+from pix2pixhd_fast.ops import instance_boundaries
 from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.profile import Subject, record, summarise
-from pix2pixhd_fast.semantic import one_hot
+from pix2pixhd_fast.semantic import SemanticMap, one_hot
 
 Size = tuple[int, int]
 MODEL_TARGETS = ("synthesize", "training_step")
@@ -37,11 +38,25 @@ MODEL_TARGETS = ("synthesize", "training_step")
 # are guesses until they have run on a GPU.
 TOLERANCES = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 5e-2, "bf16": 2.5e-1}
 GRADIENT_TOLERANCES = {"fp32": 2e-2, "tf32": 1e-1, "fp16": 2e-1, "bf16": 5e-1}
+CITYSCAPES_LABELS = 35
 WEIGHTS = {"bf16": "bf16", "fp16": "fp16"}
 
 
 def network_passes(target: str, request: Request, size: Size, dtype: str) -> Iterator[Case]:
-    """G, D, E or VGG: forward, and on demand forward+backward."""
+    """G, D, E or VGG: forward, and on demand forward+backward.
+
+    G and D run on channels, and where they read label maps in a case of its own, in which fused is
+    given the map and the others its channels, made beforehand.
+    """
+    options = request.options(size)
+    on_maps = target in ("G", "D") and options.label_nc > 0
+    for read in ("channels", "label map")[: 1 + on_maps]:
+        yield from _network_passes(target, request, size, dtype, read)
+
+
+def _network_passes(
+    target: str, request: Request, size: Size, dtype: str, read: str
+) -> Iterator[Case]:
     options = request.options(size)
     layers = network_layers(target, options, size)
     flops = request.batch * sum(layer.flops for layer in layers)
@@ -52,15 +67,15 @@ def network_passes(target: str, request: Request, size: Size, dtype: str) -> Ite
     more = 2 if target == "VGG" else 3
     for pass_name, factor in ((FORWARD, 1), (FORWARD_BACKWARD, more)):
         tolerance = TOLERANCES if pass_name == FORWARD else GRADIENT_TOLERANCES
-        peers = PEERS if target == "G" and pass_name == FORWARD else ()
+        peers = PEERS if (target, pass_name, read) == ("G", FORWARD, "channels") else ()
         yield Case(
             target,
-            _network_name(target, options),
+            _network_name(target, options) + (", label map" if read == "label map" else ""),
             pass_name,
             size,
             request.batch,
             dtype,
-            partial(_prepare_network, target, request, size, pass_name),
+            partial(_prepare_network, target, request, size, pass_name, read),
             OWN_BACKENDS + peers,
             tolerance[dtype],
             factor * floor,
@@ -117,11 +132,20 @@ def _model_name(o: Options) -> str:
 
 
 def _prepare_network(
-    target: str, request: Request, size: Size, pass_name: str, backend: str, dtype: str
+    target: str,
+    request: Request,
+    size: Size,
+    pass_name: str,
+    read: str,
+    backend: str,
+    dtype: str,
 ) -> Step:
     options = request.options(size)
     net = build_network(target, options).to(request.device, DTYPES[dtype])
-    x = _network_input(target, options, size, request.batch).to(request.device, DTYPES[dtype])
+    make = _network_input if read == "channels" else _network_scene
+    x = make(target, options, size, request.batch).to(device=request.device, dtype=DTYPES[dtype])
+    if isinstance(x, SemanticMap) and backend != "fused":
+        x = x.to_dense(DTYPES[dtype])
     if backend == "eager_channels_last":
         net, x = _channels_last(net), x.contiguous(memory_format=torch.channels_last)
     wanted = [p for p in net.parameters() if p.requires_grad]
@@ -159,6 +183,20 @@ def _network_input(network: str, o: Options, size: Size, batch: int) -> Tensor:
     parts = [one_hot(scene, o.label_nc, o.ignore_label)] if scene is not None else []
     rest = channels - sum(part.shape[1] for part in parts)
     return torch.cat([*parts, picture((width, height), batch, rest)], dim=1)
+
+
+def _network_scene(network: str, o: Options, size: Size, batch: int) -> SemanticMap:
+    """A real scene where there is one, else blocks; the other channels are those of a picture."""
+    size = padded_size(network, o, size)
+    found = real_scene(size, batch) if o.label_nc >= CITYSCAPES_LABELS else None
+    ids, instances = found or (
+        labels(size, batch, o.label_nc),
+        instance_ids(size, batch, torch.int32),
+    )
+    edges = None if o.no_instance else instance_boundaries(instances)
+    rest = (o.netG_input_nc if network == "G" else o.netD_input_nc) - o.semantic_nc
+    dense = picture(size, batch, rest) if rest else None
+    return SemanticMap(ids, o.label_nc, edges, dense, ignore_label=o.ignore_label)
 
 
 def _prepare_model(request: Request, size: Size, training: bool, backend: str, dtype: str) -> Step:
@@ -213,7 +251,7 @@ def _synthesis(model: Pix2PixHD, batch: dict[str, Tensor], backend: str, dtype: 
             inputs = model.encode_inputs(batch)
             if low != torch.float32:
                 found = {
-                    k: v.to(low)
+                    k: v.to(dtype=low)
                     for k in ("scene", "feat", "image")
                     if (v := getattr(inputs, k)) is not None
                 }

@@ -20,8 +20,8 @@ class OpCase:
     take them and return the same tensor, or tensors, without changing what they are given.
     `floor_bytes` and `flops` are those of (forward, forward+backward): each input and result once.
     `tolerance` holds for both passes. There is a backward where an input is floating. `dtype` is
-    given where it is not the user's choice. With `channels_last` "fused" is given the first input
-    in that format, as it is in a network.
+    given where it is not the user's choice. "fused" is given the first `channels_last` inputs in
+    that format, as they are in a network; the last `constants` inputs have no gradient.
     """
 
     name: str
@@ -32,7 +32,8 @@ class OpCase:
     tolerance: float
     flops: tuple[int, int] = (0, 0)
     dtype: str = ""
-    channels_last: bool = False
+    channels_last: int = 0
+    constants: int = 0
 
 
 OP_BACKENDS = ("eager", "compile", "fused")
@@ -69,9 +70,11 @@ def _prepare(op: OpCase, pass_name: str, backend: str, dtype: str, device: str) 
     if backend not in OP_BACKENDS:
         raise Unavailable("not for ops")
     drawn = list(op.inputs())
-    if backend == "fused" and op.channels_last:
-        drawn[0] = drawn[0].contiguous(memory_format=torch.channels_last)
+    for i in range(op.channels_last if backend == "fused" else 0):
+        drawn[i] = drawn[i].contiguous(memory_format=torch.channels_last)
     inputs = [_placed(x, dtype, device, pass_name) for x in drawn]
+    for x in inputs[len(inputs) - op.constants :]:
+        x.requires_grad_(False)
     function = op.fused if backend == "fused" else op.eager
     if backend == "compile":
         function = torch.compile(function, dynamic=False)

@@ -14,7 +14,9 @@ from pix2pixhd_fast import ops
 from pix2pixhd_fast.benchmark.layers import Layer, network_layers, norm_shapes
 from pix2pixhd_fast.benchmark.op_case import OpCase
 from pix2pixhd_fast.benchmark.request import DTYPES, Request
-from pix2pixhd_fast.benchmark.scenes import instance_ids, noise
+from pix2pixhd_fast.benchmark.scenes import instance_ids, labels, noise, noise_labels, real_scene
+from pix2pixhd_fast.options import Options
+from pix2pixhd_fast.semantic import SemanticMap, semantic_channels
 
 Size = tuple[int, int]
 OpCases = Callable[[Request, Size, str], Iterator[OpCase]]
@@ -122,7 +124,7 @@ def _work(request: Request, layers: list[Layer], dtype: str) -> dict:
         "floor_bytes": (floor, 3 * floor),
         "flops": (flops, 3 * flops),
         "tolerance": CONVOLUTION_TOLERANCES[dtype],
-        "channels_last": True,
+        "channels_last": 1,
     }
 
 
@@ -146,8 +148,170 @@ def _residual_block(padding: str, h: Tensor, *weights: Tensor) -> Tensor:
 
 
 @op_case
+def label_conv2d(request: Request, size: Size, dtype: str) -> Iterator[OpCase]:
+    """The convolutions that read the scene, G's and D's, of a scene and of noise.
+
+    Eager counts from the ids on: one-hot, pooling, padding, convolution. So does fused, with the
+    check of the ids.
+    """
+    options = request.options(size)
+    if not options.label_nc or options.no_instance:
+        return
+    kinds = ("blocks" if real_scene(size, request.batch) is None else "cityscapes", "noise")
+    for layer, level in _scene_layers(options, size):
+        numbers = request.batch * layer.out_channels * layer.height * layer.width + layer.weights
+        maps = 2 * request.batch * size[0] * size[1]
+        floor = maps + numbers * DTYPES[dtype].itemsize
+        for kind in kinds:
+            yield OpCase(
+                name=f"{layer.network} level {level} to {layer.out_channels}, {kind}",
+                inputs=partial(_scene_inputs, layer, kind, options.label_nc, request.batch, size),
+                eager=partial(_scene_layer, layer, level, options.label_nc),
+                fused=partial(_label_conv2d, layer, level, options.label_nc),
+                floor_bytes=(floor, 2 * floor),
+                tolerance=CONVOLUTION_TOLERANCES[dtype],
+            )
+
+
+def _scene_layers(options: Options, size: Size) -> Iterator[tuple[Layer, int]]:
+    """The layers that read the scene, each with its level of the pyramid."""
+    for network, channels in (("G", options.netG_input_nc), ("D", options.netD_input_nc)):
+        for layer in network_layers(network, options, size):
+            if layer.in_channels == channels and not layer.follows:
+                level = (size[0] // layer.in_width).bit_length() - 1
+                if level <= 2:
+                    yield layer, level
+
+
+def _scene_inputs(
+    layer: Layer, kind: str, label_nc: int, batch: int, size: Size
+) -> tuple[Tensor, ...]:
+    """Labels, edges, weight and the dense channels, at their level, where there are any."""
+    if kind == "cityscapes":
+        ids, instances = real_scene(size, batch)
+    else:
+        ids = (noise_labels if kind == "noise" else labels)(size, batch, label_nc)
+        instances = instance_ids(size, batch, torch.int32)
+    shape = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
+    weight = noise(shape) / layer.kernel
+    dense = layer.in_channels - label_nc - 1
+    pictures = [noise((batch, dense, layer.in_height, layer.in_width), 1)] if dense else []
+    return ids, ops.instance_boundaries(instances), weight, *pictures
+
+
+def _scene_layer(
+    layer: Layer,
+    level: int,
+    label_nc: int,
+    ids: Tensor,
+    edges: Tensor,
+    weight: Tensor,
+    *dense: Tensor,
+) -> Tensor:
+    x = semantic_channels(ids, edges, label_nc, weight.dtype)
+    for _ in range(level):
+        x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+    x = torch.cat((x, *dense), dim=1) if dense else x
+    if layer.padding_mode == "zero":
+        return F.conv2d(x, weight, None, layer.stride, layer.padding)
+    return F.conv2d(F.pad(x, (layer.padding,) * 4, mode=layer.padding_mode), weight)
+
+
+def _label_conv2d(
+    layer: Layer,
+    level: int,
+    label_nc: int,
+    ids: Tensor,
+    edges: Tensor,
+    weight: Tensor,
+    *dense: Tensor,
+) -> Tensor:
+    scene = SemanticMap(ids, label_nc, edges, *dense)
+    padding, eps = layer.padding_mode, 1e-5 if layer.norm != "none" else None
+    arguments = (layer.stride, padding, layer.padding, level)
+    return ops.label_conv2d(scene, weight, None, *arguments, eps=eps)[0]
+
+
+@op_case
+def feature_matching_loss(request: Request, size: Size, dtype: str) -> Iterator[OpCase]:
+    """All features of D but the predictions, before their norms; the gradient is the fakes'."""
+    layers, options = network_layers("D", request.options(size), size), request.options(size)
+    layers = [layer for layer in layers if layer.activation != "none"]
+    elements = sum(layer.out_channels * layer.height * layer.width for layer in layers)
+    weights = [4 / (options.n_layers_D + 1) / options.num_D] * len(layers)
+    floor = 2 * request.batch * elements * DTYPES[dtype].itemsize
+    yield OpCase(
+        name=f"{options.num_D} scales",
+        inputs=partial(_features, layers, request.batch),
+        eager=partial(_compared_layers, layers, weights),
+        fused=partial(_compared_features, layers, weights),
+        floor_bytes=(floor, floor * 3 // 2),
+        # In 16 bits eager rounds what it compares, so that signs of small differences differ.
+        tolerance={"fp32": 1e-3, "bf16": 0.2, "fp16": 5e-2, "tf32": 1e-3}[dtype],
+        channels_last=2 * len(layers),
+        constants=len(layers),
+    )
+
+
+def _features(layers: list[Layer], batch: int) -> tuple[Tensor, ...]:
+    """Of the fake picture, then of the real one."""
+    shapes = [(batch, layer.out_channels, layer.height, layer.width) for layer in layers]
+    return tuple(noise(shape, seed) for seed in (0, 1) for shape in shapes)
+
+
+def _compared_layers(layers: list[Layer], weights: list[float], *features: Tensor) -> Tensor:
+    def written(layer: Layer, x: Tensor) -> Tensor:
+        x = F.instance_norm(x) if layer.norm == "instance" else x
+        return F.leaky_relu(x, 0.2)
+
+    n, total = len(layers), 0.0
+    for layer, weight, f, r in zip(layers, weights, features[:n], features[n:], strict=True):
+        f, r = written(layer, f), written(layer, r.detach())
+        total = total + weight * F.l1_loss(f.float(), r.float())
+    return total
+
+
+def _compared_features(layers: list[Layer], weights: list[float], *features: Tensor) -> Tensor:
+    def pending(layer: Layer, x: Tensor) -> ops.Feature:
+        normalised = layer.norm == "instance"
+        norm = ops.Norm("instance", *ops.channel_statistics(x, 1e-5)) if normalised else ops.Norm()
+        return ops.Feature(x, norm, "leaky_relu", 0.2)
+
+    n = len(layers)
+    sides = [
+        [pending(layer, x) for layer, x in zip(layers, side, strict=True)]
+        for side in (features[:n], features[n:])
+    ]
+    return ops.feature_matching_loss(*sides, weights)
+
+
+@op_case
+def multiscale_gan_loss(request: Request, size: Size, dtype: str) -> Iterator[OpCase]:
+    """The predictions of D, as LSGAN and as cross-entropy, both against "real"."""
+    layers = [x for x in network_layers("D", request.options(size), size) if x.out_channels == 1]
+    shapes = [(request.batch, 1, layer.height, layer.width) for layer in layers]
+    floor = sum(map(_pixels, shapes)) * DTYPES[dtype].itemsize
+    for name, lsgan in (("lsgan", True), ("cross-entropy", False)):
+        yield OpCase(
+            name=f"{name}, {len(layers)} scales",
+            inputs=lambda: tuple(noise(s).sigmoid() for s in shapes),
+            eager=partial(_mean_distances, F.mse_loss if lsgan else F.binary_cross_entropy),
+            fused=lambda *p, lsgan=lsgan: ops.multiscale_gan_loss(p, 1.0, lsgan),
+            floor_bytes=(floor, 2 * floor),
+            tolerance={"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3, "tf32": 1e-5}[dtype],
+        )
+
+
+def _mean_distances(loss: Callable[..., Tensor], *predictions: Tensor) -> Tensor:
+    return sum(loss(p.float(), torch.ones_like(p, dtype=torch.float32)) for p in predictions)
+
+
+@op_case
 def instance_boundaries(request: Request, size: Size, dtype: str) -> Iterator[OpCase]:
-    """Ids of 32 and of 64 bits, whatever the dtype; both backends end in float, as G reads it."""
+    """Ids of 32 and of 64 bits, whatever the dtype.
+
+    Eager ends in float, as the original's networks read it, fused in uint8, as label maps hold it.
+    """
     pixels = request.batch * size[0] * size[1]
     for ids in (torch.int32, torch.int64):
         name = str(ids).removeprefix("torch.")
@@ -155,8 +319,8 @@ def instance_boundaries(request: Request, size: Size, dtype: str) -> Iterator[Op
             name=f"ids of {name}",
             inputs=lambda ids=ids: (instance_ids(size, request.batch, ids),),
             eager=_shifted_comparisons,
-            fused=lambda ids: ops.instance_boundaries(ids).float(),
-            floor_bytes=(pixels * (ids.itemsize + 4), 0),
+            fused=ops.instance_boundaries,
+            floor_bytes=(pixels * (ids.itemsize + 1), 0),
             tolerance=0.0,
             dtype=name,
         )

@@ -1,6 +1,11 @@
-"""Seeded inputs: blocks of labels and instances, as uniform as real scenes are."""
+"""Inputs: seeded blocks of labels and instances, as uniform as real scenes are; a real scene."""
 
+import os
+from pathlib import Path
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 # Of a Cityscapes map 90 % of the pixels have a 7x7 neighbourhood without an edge; of squares of
@@ -23,6 +28,29 @@ def labels(size: tuple[int, int], batch: int, label_nc: int) -> Tensor:
     ids = instance_ids(size, batch, torch.int64)
     drawn = torch.randint(0, label_nc, (int(ids.max()) + 1,), generator=seeded())
     return drawn[ids].to(torch.uint8 if label_nc <= 256 else torch.int32)
+
+
+def real_scene(size: tuple[int, int], batch: int) -> tuple[Tensor, Tensor] | None:
+    """Labels, uint8, and instance ids, int32, [N, 1, H, W] each, of the first scenes of Cityscapes.
+
+    They are scaled to `size`. None where PIX2PIXHD_FAST_CITYSCAPES names no folder with them.
+    """
+    folder = Path(os.getenv("PIX2PIXHD_FAST_CITYSCAPES", "nowhere"))
+    maps = []
+    for name, dtype in (("train_label", np.uint8), ("train_inst", np.int32)):
+        paths = sorted((folder / name).glob("*.png"))[:batch]
+        if len(paths) < batch:
+            return None
+        pictures = [Image.open(path).resize(size, Image.Resampling.NEAREST) for path in paths]
+        maps.append(torch.from_numpy(np.stack([np.asarray(p, dtype) for p in pictures])[:, None]))
+    return maps[0], maps[1]
+
+
+def noise_labels(size: tuple[int, int], batch: int, label_nc: int) -> Tensor:
+    """As `labels`, but each pixel drawn by itself: no two neighbours belong together."""
+    shape = (batch, 1, size[1], size[0])
+    drawn = torch.randint(0, label_nc, shape, generator=seeded())
+    return drawn.to(torch.uint8 if label_nc <= 256 else torch.int32)
 
 
 def noise(shape: tuple[int, ...], seed: int = 0) -> Tensor:

@@ -14,13 +14,15 @@ def describe_plan(net: nn.Module) -> str:
 
     One line for each step: its number, the children that it stands for, what it does in order
     ("reflect 3 | conv 7x7 36->32 | statistics"), and behind "then" what is left to the step that
-    reads it. Children that run as ordinary modules say why. The branch of a residual block that
-    runs as one op is part of the block's line and not listed again. Raises `InputError` for what
-    is no module.
+    reads it. "label_conv2d of a SemanticMap" stands where a step reads the input of a network: what
+    runs where that is a label map. Children that run as ordinary modules say why. The branch of a
+    residual block that runs as one op is part of the block's line and not listed again. Raises
+    `InputError` for what is no module.
     """
     if not isinstance(net, nn.Module):
         raise InputError(f"net must be an nn.Module, got {type(net).__name__}")
     inside: set[nn.Module] = set()
+    readers = _readers(net)
     parts = []
     for name, module in net.named_modules():
         if isinstance(module, ResidualBlock):
@@ -29,8 +31,15 @@ def describe_plan(net: nn.Module) -> str:
             if not _owned(net, module):
                 parts.append(f"{_title(name, module)}\n  {_block(module)}")
         elif isinstance(module, Sequence) and module not in inside:
-            parts.append("\n".join([_title(name, module), *_rows(module)]))
+            rows = _rows(module, module in readers)
+            parts.append("\n".join([_title(name, module), *rows]))
     return "\n\n".join(parts) or "no sequence: every module runs as it is (see accelerate)"
+
+
+def _readers(net: nn.Module) -> set[nn.Module]:
+    """The sequences of `net` that read the input of a network."""
+    networks = [m for m in net.modules() if callable(getattr(m, "readers", None))]
+    return {sequence for network in networks for sequence in network.readers()}
 
 
 def _owned(net: nn.Module, block: ResidualBlock) -> bool:
@@ -42,12 +51,14 @@ def _title(name: str, module: nn.Module) -> str:
     return f"{name or '(the module)'} [{type(module).__name__}]"
 
 
-def _rows(sequence: Sequence) -> list[str]:
+def _rows(sequence: Sequence, reads_input: bool) -> list[str]:
     steps = sequence.plan().steps
     if not steps:
         return ["  nothing"]
-    cells = [(str(n), _children(step), _step(step)) for n, step in enumerate(steps)]
-    cells.insert(0, ("step", "layers", "what runs"))
+    cells = [[str(n), _children(step), _step(step)] for n, step in enumerate(steps)]
+    if reads_input and isinstance(steps[0], ConvStep) and steps[0].takes_labels:
+        cells[0][2] += " (label_conv2d of a SemanticMap)"
+    cells.insert(0, ["step", "layers", "what runs"])
     widths = [max(len(row[column]) for row in cells) for column in (0, 1)]
     return [f"  {a:>{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in cells]
 

@@ -6,8 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd_fast.nn.generators import NormLayer
-from pix2pixhd_fast.nn.pending import Pending, enter, materialise
+from pix2pixhd_fast.nn.pending import (
+    Pending,
+    Scene,
+    enter,
+    in_format_of,
+    materialise,
+    scene_of,
+)
+from pix2pixhd_fast.nn.pyramid import downsampling, halved
 from pix2pixhd_fast.nn.sequence import Sequence
+from pix2pixhd_fast.semantic import SemanticMap
 
 MAX_CHANNELS = 512
 
@@ -24,9 +33,9 @@ class NLayerDiscriminator(nn.Module):
 
     The first `n_layers` have stride 2, all but the last have LeakyReLU(0.2), all but the first and
     the last a norm; channels start at `ndf`, double up to 512 and end at 1; `use_sigmoid` ends in a
-    sigmoid. Input [N, input_nc, H, W]. Returns the prediction map [N, 1, H', W'], or with
-    `getIntermFeat` the list of the outputs of all layers, the prediction last (a sigmoid counts as
-    a layer).
+    sigmoid. Input [N, input_nc, H, W], or a `SemanticMap` that stands for it. Returns the
+    prediction map [N, 1, H', W'], or with `getIntermFeat` the list of the outputs of all layers,
+    the prediction last (a sigmoid counts as a layer).
     """
 
     def __init__(
@@ -50,20 +59,25 @@ class NLayerDiscriminator(nn.Module):
         else:
             self.model = Sequence(*(layer for group in groups for layer in group))
 
-    def forward(self, input: Tensor) -> Tensor | list[Tensor]:
+    def forward(self, input: Tensor | SemanticMap) -> Tensor | list[Tensor]:
+        scene = scene_of(input, self)
         if not self.getIntermFeat:
-            return self.model(input)
-        features = [input]
+            return in_format_of(input, materialise(self.model.run(scene)))
+        features = [scene]
         for sequence in self._sequences():
             features.append(materialise(sequence.run(features[-1])))
         return features[1:]
 
-    def features_raw(self, input: Tensor) -> list[Pending]:
+    def features_raw(self, input: Tensor | SemanticMap) -> list[Pending]:
         """The outputs of all sequences, their last norm and activation pending.
 
         With `getIntermFeat` one for each layer, else the prediction alone.
         """
-        return chain(self._sequences(), input)
+        return chain(self._sequences(), scene_of(input, self))
+
+    def readers(self) -> list[Sequence]:
+        """The sequence that reads the input."""
+        return self._sequences()[:1]
 
     def _sequences(self) -> list[Sequence]:
         if not self.getIntermFeat:
@@ -79,9 +93,9 @@ class MultiscaleDiscriminator(nn.Module):
     The first result belongs to the full size, each next one to half of that (3x3 average, stride 2,
     border not counted). Scale k of the parameters (`scale<k>_layer<j>`, or `layer<k>` without
     `getIntermFeat`) belongs to the result num_D - 1 - k: scale 0 is the coarsest. Input [N,
-    input_nc, H, W]. Returns a list per scale of a list of tensors: the outputs of all layers with
-    `getIntermFeat`, else only the prediction. With `use_sigmoid` the prediction is a probability in
-    both cases.
+    input_nc, H, W], or a `SemanticMap` that stands for it (its dense channels are the picture).
+    Returns a list per scale of a list of tensors: the outputs of all layers with `getIntermFeat`,
+    else only the prediction. With `use_sigmoid` the prediction is a probability in both cases.
     """
 
     def __init__(
@@ -107,7 +121,7 @@ class MultiscaleDiscriminator(nn.Module):
                     setattr(self, f"scale{scale}_layer{j}", Sequence(*group))
             else:
                 setattr(self, f"layer{scale}", Sequence(*(m for group in groups for m in group)))
-        self.downsample = nn.AvgPool2d(3, stride=2, padding=[1, 1], count_include_pad=False)
+        self.downsample = downsampling()
 
     def scale(self, k: int) -> list[Sequence]:
         """The sequences of scale k, in the order in which they run."""
@@ -115,36 +129,42 @@ class MultiscaleDiscriminator(nn.Module):
             return [getattr(self, f"layer{k}")]
         return [getattr(self, f"scale{k}_layer{j}") for j in range(self.n_layers + 2)]
 
-    def forward(self, input: Tensor, raw: bool = False) -> list[list[Tensor]] | list[list[Pending]]:
+    def forward(
+        self, input: Tensor | SemanticMap, raw: bool = False
+    ) -> list[list[Tensor]] | list[list[Pending]]:
         """As the class says; `raw`: `features_raw`, as a call of the module."""
         if raw:
             return self.features_raw(input)
         results = []
-        input = enter(input)
+        level = enter(input, self)
         for k in reversed(range(self.num_D)):
-            features = [input]
+            features = [level]
             for sequence in self.scale(k):
                 features.append(materialise(sequence.run(features[-1])))
             results.append(features[1:])
             if k:
-                input = self.downsample(input)
+                level = halved(level, self.downsample)
         return results
 
-    def features_raw(self, input: Tensor) -> list[list[Pending]]:
+    def readers(self) -> list[Sequence]:
+        """The sequences that read the input or a level of its pyramid."""
+        return [self.scale(k)[0] for k in range(self.num_D)]
+
+    def features_raw(self, input: Tensor | SemanticMap) -> list[list[Pending]]:
         """`forward` with the last norm and activation of every result pending: nothing is written.
 
         A reader computes them as it reads (`nn.pending.materialise`: all at once).
         """
         results = []
-        input = enter(input)
+        level = enter(input, self)
         for k in reversed(range(self.num_D)):
-            results.append(chain(self.scale(k), input))
+            results.append(chain(self.scale(k), level))
             if k:
-                input = self.downsample(input)
+                level = halved(level, self.downsample)
         return results
 
 
-def chain(sequences: list[Sequence], input: Tensor) -> list[Pending]:
+def chain(sequences: list[Sequence], input: Tensor | Scene) -> list[Pending]:
     """The pending results of sequences that each run on that of the one before."""
     results: list[Pending] = []
     for sequence in sequences:

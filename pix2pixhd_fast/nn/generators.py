@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd_fast.errors import InputError
-from pix2pixhd_fast.nn.pending import add, in_format_of, materialise
+from pix2pixhd_fast.nn.pending import add, in_format_of, materialise, scene_of
+from pix2pixhd_fast.nn.pyramid import downsampling, halved
 from pix2pixhd_fast.nn.residual import ResidualBlock
 from pix2pixhd_fast.nn.sequence import Sequence
+from pix2pixhd_fast.semantic import SemanticMap
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -61,8 +63,9 @@ class GlobalGenerator(nn.Module):
 
     In order: 7x7 convolution to `ngf` channels, `n_downsampling` stride-2 convolutions that double
     the channels, `n_blocks` residual blocks, as many transposed convolutions back, 7x7 convolution
-    to `output_nc`, tanh. Input [N, input_nc, H, W], output [N, output_nc, H, W] in [-1, 1] for H
-    and W that are multiples of 2**n_downsampling (others are rounded up to the next).
+    to `output_nc`, tanh. Input [N, input_nc, H, W], or a `SemanticMap` that stands for it; output
+    [N, output_nc, H, W] in [-1, 1] for H and W that are multiples of 2**n_downsampling (others are
+    rounded up to the next).
     """
 
     def __init__(
@@ -88,8 +91,12 @@ class GlobalGenerator(nn.Module):
             layers += up(ngf * 2 ** (level + 1), norm_layer, act)
         self.model = Sequence(*layers, *head(ngf, output_nc))
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self.model(input)
+    def forward(self, input: Tensor | SemanticMap) -> Tensor:
+        return in_format_of(input, materialise(self.model.run(scene_of(input, self))))
+
+    def readers(self) -> list[Sequence]:
+        """The sequences that read the input or a level of its pyramid."""
+        return [self.model]
 
 
 class LocalEnhancer(nn.Module):
@@ -135,18 +142,23 @@ class LocalEnhancer(nn.Module):
                 second += head(ngf, output_nc)
             setattr(self, f"model{n}_1", Sequence(*first))
             setattr(self, f"model{n}_2", Sequence(*second))
-        self.downsample = nn.AvgPool2d(3, stride=2, padding=[1, 1], count_include_pad=False)
+        self.downsample = downsampling()
 
-    def forward(self, input: Tensor) -> Tensor:
-        pyramid = [input]
+    def forward(self, input: Tensor | SemanticMap) -> Tensor:
+        pyramid = [scene_of(input, self)]
         for _ in range(self.n_local_enhancers):
-            pyramid.append(self.downsample(pyramid[-1]))
+            pyramid.append(halved(pyramid[-1], self.downsample))
         out = self.model.run(pyramid.pop())
         for n in range(1, self.n_local_enhancers + 1):
             first, second = getattr(self, f"model{n}_1"), getattr(self, f"model{n}_2")
             out = [add(first.run(pyramid.pop()), out, second.border())]
             out = second.run(out.pop())  # none of the summands is held while it runs
         return in_format_of(input, materialise(out))
+
+    def readers(self) -> list[Sequence]:
+        """The sequences that read the input or a level of its pyramid."""
+        enhancers = range(1, self.n_local_enhancers + 1)
+        return [self.model, *(getattr(self, f"model{n}_1") for n in enhancers)]
 
 
 def stem(input_nc: int, dim: int, norm_layer: NormLayer, act: nn.Module) -> list[nn.Module]:

@@ -3,25 +3,46 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.ops.memory_format import to_channels_last, to_default_format
 from pix2pixhd_fast.ops.norm_act_pad import DTYPES, Norm, normalise
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
+from pix2pixhd_fast.semantic import SemanticMap
+
+
+class Scene(NamedTuple):
+    """A label map, averaged `level` times (3x3, stride 2), whose channels are not written.
+
+    `map` has its labels and edges at full size, its dense channels at the size of the level.
+    `dtype`: of the weights that will read it, and of the channels where they must be written.
+    """
+
+    map: SemanticMap
+    level: int
+    dtype: torch.dtype
+
+    def to_dense(self) -> Tensor:
+        """The channels [N, C, H', W'] at the size of the level."""
+        x = self.map.with_dense(None).to_dense(self.dtype)
+        for _ in range(self.level):
+            x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+        return x if self.map.dense is None else torch.cat((x, self.map.dense), dim=1)
 
 
 class Pending(NamedTuple):
     """act(norm(x)), not computed yet.
 
     x: the raw output of a convolution, [N, C, H, W], or an ordinary tensor of any shape with
-    nothing left to do (norm.kind and act are "none"). Where `border` is 1, x is ordinary,
-    [N, C, H + 2, W + 2], and its outermost pixels are the `padding` ("reflect" or "replicate") of
-    what is inside. `kept`: the op that made x needs it in its backward, so that nobody may change
-    it in place.
+    nothing left to do (norm.kind and act are "none"); or a `Scene`, which the input of a network
+    may be. Where `border` is 1, x is ordinary, [N, C, H + 2, W + 2], and its outermost pixels are
+    the `padding` ("reflect" or "replicate") of what is inside. `kept`: the op that made x needs it
+    in its backward, so that nobody may change it in place.
     """
 
-    x: Tensor
+    x: Tensor | Scene
     norm: Norm = Norm()
     act: str = "none"
     slope: float = 0.0
@@ -42,7 +63,7 @@ class Chained(nn.Module):
     need not read.
     """
 
-    def run(self, input: Tensor | Pending, border: str = "none") -> Pending:
+    def run(self, input: Tensor | Scene | Pending, border: str = "none") -> Pending:
         """The module's result, its last norm and activation pending.
 
         `border` is the padding ("reflect", "replicate" or "none") that the reader would like to
@@ -59,14 +80,16 @@ class Chained(nn.Module):
         raise NotImplementedError
 
 
-def as_pending(value: Tensor | Pending) -> Pending:
-    """A tensor with nothing left to do; what is pending already, as it is."""
+def as_pending(value: Tensor | Scene | Pending) -> Pending:
+    """A tensor or a scene with nothing left to do; what is pending already, as it is."""
     return value if isinstance(value, Pending) else Pending(value)
 
 
-def materialise(value: Tensor | Pending) -> Tensor:
+def materialise(value: Tensor | Scene | Pending) -> Tensor:
     """act(norm(x)) as an ordinary tensor; x itself, without its border, where that is it."""
     p = as_pending(value)
+    if isinstance(p.x, Scene):
+        return p.x.to_dense()
     if p.done:
         return inner(p.x, p.border)
     return normalise(p.x, p.norm, None, p.act, p.slope)
@@ -90,7 +113,7 @@ def add(p: Pending, other: Pending, border: str = "none") -> Pending:
     """
     residual = materialise(other)
     pad = _writable(p.x, border)
-    same = all(getattr(p.x, name) == getattr(residual, name) for name in ("shape", "dtype"))
+    same = fits_ops(p.x) and p.x.shape == residual.shape and p.x.dtype == residual.dtype
     if p.border or not same or p.x.device != residual.device or (p.done and not pad):
         return Pending(materialise(p) + residual)
     if residual.stride(1) != 1:
@@ -124,20 +147,38 @@ def channels_last(x: Tensor) -> Tensor:
     return _ToChannelsLast.apply(x)
 
 
-def enter(x: Tensor) -> Tensor:
-    """What several fused steps read, converted once where they keep it for x's gradient.
+def scene_of(input: Tensor | SemanticMap, net: nn.Module) -> Tensor | Scene:
+    """The input of `net` as its sequences take it: a label map stays one where they run fused.
+
+    Its dense channels come in the dtype of the weights, as a cat of all channels would.
+    """
+    if not isinstance(input, SemanticMap):
+        return input
+    weight = next(net.parameters(), input.dense)
+    dtype = torch.float32 if weight is None else weight.dtype
+    if current_backend() == "eager":
+        return input.to_dense(dtype)
+    return Scene(input.to(dtype=dtype), 0, dtype)
+
+
+def enter(input: Tensor | SemanticMap, net: nn.Module) -> Tensor | Scene:
+    """`scene_of`; a tensor that several fused steps keep for its gradient is converted once.
 
     Without a gradient the steps keep x itself, which its owner may hold as well.
     """
+    x = scene_of(input, net)
     if current_backend() == "eager" or not fits_ops(x) or not x.requires_grad:
         return x
     return channels_last(x)
 
 
 def in_format_of(like: object, x: Tensor) -> Tensor:
-    """x in the default memory format where `like` is a picture in that format, else as it is."""
-    plain = fits_ops(like) and fits_ops(x) and like.is_contiguous()
-    return x.contiguous() if plain else x
+    """x in the default memory format where `like` is a picture in that format, else as it is.
+
+    A label map stands for channels in that format.
+    """
+    plain = like.is_contiguous() if fits_ops(like) else isinstance(like, Scene | SemanticMap)
+    return x.contiguous() if plain and fits_ops(x) else x
 
 
 def fits_ops(x: object) -> bool:

@@ -10,13 +10,16 @@ from pix2pixhd_fast.nn.layers import fingerprint, hooked
 from pix2pixhd_fast.nn.pending import (
     Chained,
     Pending,
+    Scene,
     as_pending,
     in_format_of,
     materialise,
+    scene_of,
 )
 from pix2pixhd_fast.nn.plan import Plan, compile_plan
 from pix2pixhd_fast.nn.recompute import run_again, segments
 from pix2pixhd_fast.nn.steps import Step
+from pix2pixhd_fast.semantic import SemanticMap
 
 
 class Sequence(nn.Sequential, Chained):
@@ -28,17 +31,21 @@ class Sequence(nn.Sequential, Chained):
     runs: a call returns a tensor in the memory format of its input, `run` one in channels_last.
     Networks call a `Sequence` as a whole, or chain several by `run`, and never call its children
     one by one.
+
+    A `SemanticMap` instead of a tensor gives what its channels would give: a convolution that
+    reads it first reads the labels (`ops.label_conv2d`), anything else the channels.
     """
 
     # The fingerprints of the children, and the plan that was made of them.
     _plan: tuple[tuple, Plan] | None = None
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor | SemanticMap) -> Tensor:
+        input = scene_of(input, self)
         if current_backend() == "eager":
             return super().forward(input)
         return in_format_of(input, materialise(self._steps([as_pending(input)], "none")))
 
-    def run(self, input: Tensor | Pending, border: str = "none") -> Pending:
+    def run(self, input: Tensor | Scene | Pending, border: str = "none") -> Pending:
         """As in `Chained`; under "eager", or where it has hooks, an ordinary call."""
         if not self._runs_plan():
             return Pending(self(materialise(input)))

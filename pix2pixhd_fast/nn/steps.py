@@ -6,7 +6,15 @@ from torch import Tensor, nn
 
 from pix2pixhd_fast.nn.layers import Convolution
 from pix2pixhd_fast.nn.norms import norm_of, statistics_eps
-from pix2pixhd_fast.nn.pending import Chained, Pending, channels_last, fits_ops, materialise
+from pix2pixhd_fast.nn.pending import (
+    Chained,
+    Pending,
+    Scene,
+    channels_last,
+    fits_ops,
+    materialise,
+)
+from pix2pixhd_fast.ops.label_conv2d import label_conv2d
 from pix2pixhd_fast.ops.norm_act_conv import Conv, norm_act_conv
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
 
@@ -31,6 +39,8 @@ class ConvStep(NamedTuple):
     act: nn.Module | None = None
 
     def run(self, p: Pending, border: str) -> Pending:
+        if isinstance(p.x, Scene) and self.takes_labels and 0 not in p.x.map.shape:
+            return self._left(*self._of_labels(p.x))
         if not fits_ops(p.x):
             return run_ordinary(self.layers, p)
         x = inner(p.x, p.border)
@@ -46,15 +56,38 @@ class ConvStep(NamedTuple):
             self.pad,
             statistics_eps(self.norm),
         )
-        return Pending(y, norm_of(self.norm, y, mean, rstd), *activation(self.act))
+        return self._left(y, mean, rstd)
 
     def border(self) -> str:
         return "none"
 
     @property
+    def takes_labels(self) -> bool:
+        """Whether `ops.label_conv2d` computes this convolution of a label map."""
+        return not self.shape.transposed
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether a norm follows that normalises by what the convolution writes now."""
         return statistics_eps(self.norm) is not None
+
+    def _of_labels(self, scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
+        conv = self._conv()
+        return label_conv2d(
+            scene.map,
+            conv.weight,
+            conv.bias,
+            conv.stride,
+            self.padding,
+            self.pad,
+            scene.level,
+            conv.dead_bias,
+            statistics_eps(self.norm),
+        )
+
+    def _left(self, y: Tensor, mean: Tensor, rstd: Tensor) -> Pending:
+        """What is pending behind the convolution that wrote y."""
+        return Pending(y, norm_of(self.norm, y, mean, rstd), *activation(self.act))
 
     def _conv(self) -> Conv:
         return Conv(

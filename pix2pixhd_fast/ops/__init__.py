@@ -3,6 +3,7 @@
 from pix2pixhd_fast.ops.channel_statistics import channel_statistics
 from pix2pixhd_fast.ops.feature_matching_loss import Feature, feature_matching_loss
 from pix2pixhd_fast.ops.instance_boundaries import instance_boundaries
+from pix2pixhd_fast.ops.label_conv2d import label_conv2d
 from pix2pixhd_fast.ops.multiscale_gan_loss import multiscale_gan_loss
 from pix2pixhd_fast.ops.norm_act_conv import Conv, norm_act_conv
 from pix2pixhd_fast.ops.norm_act_pad import Norm, norm_act_pad, normalise
@@ -16,6 +17,7 @@ __all__ = [
     "channel_statistics",
     "feature_matching_loss",
     "instance_boundaries",
+    "label_conv2d",
     "multiscale_gan_loss",
     "norm_act_conv",
     "norm_act_pad",

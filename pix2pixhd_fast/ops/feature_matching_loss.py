@@ -6,8 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pix2pixhd_fast._launches import Launch, bytes_of, copies_of, register_launches, scratch_of
 from pix2pixhd_fast._library import define, kernel
 from pix2pixhd_fast.errors import InputError
+from pix2pixhd_fast.ops.blocks import layout_of
 from pix2pixhd_fast.ops.channel_statistics import wide
 from pix2pixhd_fast.ops.norm_act_pad import ACTIVATIONS, NORMS, Norm, check_picture
 from pix2pixhd_fast.ops.norm_act_pad_kernels import (
@@ -266,6 +268,66 @@ def _backward(ctx, dloss, _):
     return dfake, [None] * n, dnorms, [None] * (4 * n), None, None, None, None
 
 
+# csrc/feature_matching_loss.cuh: threads of a block, vectors that each reads, features of a launch.
+THREADS, ITEMS, MOST_FEATURES = 256, 16, 20
+
+
+def partial_sums(f: Tensor, summed: bool, plain: bool) -> tuple[int, int]:
+    """The blocks that work on feature f, and the sums that they leave, besides one distance each.
+
+    As `plan` in csrc/feature_matching_loss.cuh counts them for tensors that begin on 16 bytes.
+    """
+    last = layout_of(f) == torch.channels_last
+    images, channels = (f.shape[0], f.shape[1]) if last else (f.shape[0] * f.shape[1], 1)
+    pixels = f.shape[2] * f.shape[3]
+    if plain:
+        images, channels, pixels = int(f.numel() > 0), 1, f.numel()
+    vector = 16 // f.element_size()
+    vector = vector if (pixels if channels == 1 else channels) % vector == 0 else 1
+    columns = 1 if channels == 1 else channels // vector
+    items = pixels // vector if channels == 1 else pixels
+    width = max(1, min(columns, THREADS))
+    chunks = images * -(-items // (THREADS // width * ITEMS))
+    return chunks * -(-columns // width), chunks * 2 * channels if summed else 0
+
+
+def _prepared(fake, real, fake_norms, real_norms) -> tuple[list[Launch], int]:
+    """The copies that the launcher makes, and the bytes of its partial sums."""
+    copied, parts = [], 0
+    for i, (f, r) in enumerate(zip(fake, real, strict=True)):
+        layout = layout_of(f)
+        copied += [t for t in (f, r) if not t.is_contiguous(memory_format=layout)]
+        plain = not (has_sums(fake_norms, i) or has_sums(real_norms, i))
+        parts += 4 * sum(partial_sums(f, has_sums(fake_norms, i), plain))
+    return copies_of(copied), parts
+
+
+def _forward_launches(
+    fake, real, fake_norms, real_norms, acts, slopes, weights, result
+) -> list[Launch] | None:
+    if len(fake) > MOST_FEATURES:
+        return None
+    copies, parts = _prepared(fake, real, fake_norms, real_norms)
+    scratch, read = scratch_of(copies) + parts, bytes_of(*fake, *real, *fake_norms, *real_norms)
+    measure = Launch("feature_matching_loss.measure_features", read, parts, scratch=scratch)
+    combine = Launch(
+        "feature_matching_loss.combine_features", parts, bytes_of(*result), scratch=scratch
+    )
+    return [*copies, *([measure] if parts else []), combine]
+
+
+def _backward_launches(
+    dloss, fake, real, fake_norms, real_norms, sums, acts, slopes, weights, result
+) -> list[Launch] | None:
+    if len(fake) > MOST_FEATURES:
+        return None
+    copies, parts = _prepared(fake, real, fake_norms, real_norms)
+    read = bytes_of(dloss, *fake, *real, *fake_norms, *real_norms, sums)
+    name = "feature_matching_loss.differentiate_features"
+    launch = Launch(name, read, bytes_of(*result), scratch=scratch_of(copies))
+    return [*copies, *([launch] if parts else [])]
+
+
 FEATURES = "Tensor[] fake, Tensor[] real, Tensor[] fake_norms, Tensor[] real_norms"
 TERMS = "str[] acts, float[] slopes, float[] weights"
 define(
@@ -290,3 +352,5 @@ torch.library.register_autograd(
     "pix2pixhd_fast::feature_matching_loss_backward",
     no_second_derivative("feature_matching_loss"),
 )
+register_launches("feature_matching_loss_forward", _forward_launches)
+register_launches("feature_matching_loss_backward", _backward_launches)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pix2pixhd_fast._launches import Launch, bytes_of, copies_of, register_launches, scratch_of
 from pix2pixhd_fast._library import define, kernel
 from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.ops.channel_statistics import wide
@@ -97,6 +98,33 @@ def _backward(ctx, dloss):
     return [dp if needed else None for dp, needed in zip(found, needs, strict=True)], None, None
 
 
+# csrc/multiscale_gan_loss.cuh: values of a block, predictions of a launch.
+BLOCK_VALUES, MOST_PREDICTIONS = 4096, 64
+
+
+def _forward_launches(predictions, target, lsgan, result) -> list[Launch] | None:
+    if len(predictions) > MOST_PREDICTIONS:
+        return None
+    copies = copies_of(p for p in predictions if not p.is_contiguous())
+    parts = 4 * sum(-(-p.numel() // BLOCK_VALUES) for p in predictions)
+    scratch, read = scratch_of(copies) + parts, bytes_of(*predictions)
+    measure = Launch("multiscale_gan_loss.measure_predictions", read, parts, scratch=scratch)
+    combine = Launch(
+        "multiscale_gan_loss.combine_predictions", parts, bytes_of(result), scratch=scratch
+    )
+    return [*copies, *([measure] if parts else []), combine]
+
+
+def _backward_launches(dloss, predictions, target, lsgan, result) -> list[Launch] | None:
+    if len(predictions) > MOST_PREDICTIONS:
+        return None
+    copies = copies_of(p for p in predictions if not p.is_contiguous())
+    read, written = bytes_of(dloss, *predictions), bytes_of(*result)
+    name = "multiscale_gan_loss.differentiate_predictions"
+    launch = Launch(name, read, written, scratch=scratch_of(copies))
+    return [*copies, *([launch] if written else [])]
+
+
 define(
     "multiscale_gan_loss", "(Tensor[] predictions, float target, bool lsgan) -> Tensor", _forward
 )
@@ -116,3 +144,5 @@ define(
 torch.library.register_autograd(
     "pix2pixhd_fast::multiscale_gan_loss_backward", no_second_derivative("multiscale_gan_loss")
 )
+register_launches("multiscale_gan_loss_forward", _forward_launches)
+register_launches("multiscale_gan_loss_backward", _backward_launches)

@@ -5,13 +5,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses import FakeTensor
 
 from pix2pixhd_fast._launches import Launch, register_launches
 from pix2pixhd_fast._library import define, kernel, register_triton
 from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.ops.channel_statistics import channel_statistics
-from pix2pixhd_fast.ops.memory_format import to_channels_last, to_default_format
+from pix2pixhd_fast.ops.memory_format import to_channels_last
 from pix2pixhd_fast.ops.norm_act_pad import (
     Norm,
     check_act_pad,
@@ -24,6 +23,7 @@ from pix2pixhd_fast.ops.norm_act_pad_kernels import (
     no_second_derivative,
 )
 from pix2pixhd_fast.ops.wanted import wanted_gradients
+from pix2pixhd_fast.ops.weight_gradient import suits_products, weight_gradient
 
 
 class Conv(NamedTuple):
@@ -141,7 +141,7 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Of the convolution, for p, weight and bias; None where it is not needed."""
 
-    def gradients(dy: Tensor, p: Tensor, *needs: bool):
+    def gradients(*needs: bool):
         return torch.ops.aten.convolution_backward(
             dy, p, conv.weight, [conv.weight.shape[1 if conv.transposed else 0]],
             [conv.stride] * 2, [pad] * 2, [1, 1], conv.transposed, [conv.output_padding] * 2, 1,
@@ -149,22 +149,16 @@ def _gradients(
         )  # fmt: skip
 
     needs_p, needs_weight, needs_bias = needs
-    if not (needs_weight and _weight_gradient_in_default_format(p)):
-        return gradients(dy, p, *needs)
-    dp = gradients(dy, p, True, False, False)[0] if needs_p else None
-    return dp, *gradients(to_default_format(dy), to_default_format(p), False, True, needs_bias)[1:]
-
-
-def _weight_gradient_in_default_format(p: Tensor) -> bool:
-    """Whether oneDNN has the better kernel there, for which two copies are worth their time.
-
-    Measured on two cores (AVX-512), float32, ms without and with: 512 -> 1024 channels, 3x3, stride
-    2, 64x128: 378, 168; 1024 -> 1024, 3x3, 32x64: 346, 275; 256 -> 512, 4x4, 64x128: 230, 196; 128
-    -> 256, 4x4, stride 2, 128x256: 92, 64. But 128 -> 256, 3x3, stride 2, 256x512: 270, 293.
-    """
-    pixels = p.shape[2] * p.shape[3]
-    on_cpu = p.device.type == "cpu" and not isinstance(p, FakeTensor)  # which stands for a GPU's
-    return on_cpu and p.shape[1] >= 128 and pixels <= 40_000
+    if not (needs_weight and suits_products(conv.weight, p)):
+        return gradients(*needs)
+    dp = gradients(True, False, False)[0] if needs_p else None
+    # A transposed convolution is the gradient of one that reads what it writes.
+    written, read = (p, dy) if conv.transposed else (dy, p)
+    kernel_size = tuple(conv.weight.shape[2:])
+    dweight = weight_gradient(
+        to_channels_last(written), to_channels_last(read), kernel_size, conv.stride, pad
+    )
+    return dp, dweight, dy.sum((0, 2, 3)) if needs_bias else None
 
 
 def _backward_kernel(

@@ -125,9 +125,13 @@ def check_picture(x: Tensor) -> None:
 
 def check_act_pad(x: Tensor, act: str, padding: str, pad: int) -> None:
     """Raise `InputError` for an activation or a padding that x cannot have."""
-    height, width = x.shape[2:]
     if act not in ACTIVATIONS:
         raise InputError(f"act must be one of {', '.join(ACTIVATIONS)}, got {act!r}")
+    check_padding(x.shape[2], x.shape[3], padding, pad)
+
+
+def check_padding(height: int, width: int, padding: str, pad: int) -> None:
+    """Raise `InputError` for a padding that a picture of this size cannot have."""
     if padding not in PADDINGS:
         raise InputError(f"padding must be one of {', '.join(PADDINGS)}, got {padding!r}")
     if pad < 0:

@@ -132,7 +132,7 @@ def stepper(model: Pix2PixHD, batch: dict[str, Tensor], weights: str) -> Callabl
 def _synthesize_in(model: Pix2PixHD, batch: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
     inputs = model.encode_inputs(batch)
     names = [name for name in ("scene", "feat", "image") if getattr(inputs, name) is not None]
-    inputs = replace(inputs, **{name: getattr(inputs, name).to(dtype) for name in names})
+    inputs = replace(inputs, **{name: getattr(inputs, name).to(dtype=dtype) for name in names})
     with keep_running_statistics(model):
         return model.generate(inputs).float()
 

@@ -47,13 +47,14 @@ class Peak:
 
 @dataclass(frozen=True)
 class Summary:
-    """A step: `steady` are bytes by kind that stay from step to step; `seconds` are modelled, by
-    card.
+    """A step: `steady` are bytes by kind that stay from step to step; `inputs` the most bytes that
+    what the networks read took together; `seconds` are modelled, by card.
     """
 
     subject: str
     peak: Peak
     steady: dict[str, int]
+    inputs: int
     total: ModuleFigures
     modules: list[ModuleFigures]
     seconds: dict[str, float]
@@ -89,6 +90,7 @@ def summarise(subject: Subject, recording: Recording, depth: int = 1, tf32: bool
             for k, n in kinds_at(recording.blocks, len(recording.changes)).items()
             if k in STEADY
         },
+        _peak_of([b for b in recording.blocks if b.kind == "inputs"], len(recording.changes)),
         _figures("total", *everything, len(recording.changes), at),
         sorted(modules, key=lambda m: -m.at_peak),
         {card.name: modelled_seconds(recording.launches, card, tf32) for card in CARDS},

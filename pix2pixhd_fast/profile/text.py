@@ -35,6 +35,7 @@ def _totals(summary: Summary) -> list[str]:
         f"          at {peak.op} of {peak.module}, {peak.phase}",
         *(f"          {_gib(count)}  {name}, {kind}" for name, kind, count in peak.largest),
         f"  steady  {_gib(sum(summary.steady.values()))}: {_kinds(summary.steady)}",
+        f"  inputs  {_gib(summary.inputs)} at most",
         f"  launches {total.launches} ({kernels} kernels, {total.allocations} allocations)",
         f"  traffic {_gib(total.traffic)} ({_gib(total.touched)} touched)",
         f"  arithmetic {_gmac(total.flops_forward + total.flops_backward)} GMAC",

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pix2pixhd_fast._launches import described_ops, launches_of
 from pix2pixhd_fast.profile.counting import Cost, costs_of, inside_of, tensors_in
+from pix2pixhd_fast.semantic import SemanticMap
 
 KINDS = ("weights", "gradients", "optimiser", "inputs", "activations", "workspace")
 # Instances that a picture is taken to have where their number decides about sizes: E alone asks.
@@ -208,8 +209,19 @@ class Tracer(TorchDispatchMode):
         self.recording.changes.append(bytes)
         self.recording.launch_at.append(len(self.recording.launches))
 
-    def _module_starts(self, module: nn.Module, args: object) -> None:
+    def _module_starts(self, module: nn.Module, args: tuple) -> None:
+        if len(self._stack) == 1:
+            self._note_inputs(args)
         self._enter(self._names.get(id(module), self._stack[-1]))
+
+    def _note_inputs(self, args: tuple) -> None:
+        """What a network is given and no network made, is input."""
+        for part in args:
+            named = (part.labels, part.edges, part.dense) if isinstance(part, SemanticMap) else part
+            for tensor in tensors_in(named):
+                _, block = self._live.get(tensor.untyped_storage()._cdata, (None, None))
+                if block is not None and not (block.kind or block.path):
+                    block.kind = "inputs"
 
     def _module_ends(self, module: nn.Module, args: object, out: object) -> None:
         self._stack.pop()

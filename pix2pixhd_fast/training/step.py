@@ -9,7 +9,6 @@ there, and G runs backward once, when everything else is gone from memory.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from pix2pixhd_fast._backend import current_backend
@@ -18,7 +17,7 @@ from pix2pixhd_fast.nn.pending import Pending
 from pix2pixhd_fast.nn.recompute import recompute
 from pix2pixhd_fast.ops.channel_statistics import wide
 from pix2pixhd_fast.ops.norm_act_pad import Norm
-from pix2pixhd_fast.semantic import pad_by_edge
+from pix2pixhd_fast.semantic import SemanticMap, append_channels, pad_by_edge
 
 if TYPE_CHECKING:
     from pix2pixhd_fast.model import Inputs, Pix2PixHD
@@ -172,9 +171,9 @@ def forwards(model: "Pix2PixHD", inputs: "Inputs") -> None:
             model.criterionVGG(_for_vgg(fake), _for_vgg(batch.real))
 
 
-def _for_D(scene: Tensor, picture: Tensor, num_D: int) -> Tensor:
+def _for_D(scene: Tensor | SemanticMap, picture: Tensor, num_D: int) -> Tensor | SemanticMap:
     """What D reads. A tiny picture grows by its edge: norms refuse a scale of a single pixel."""
-    seen = torch.cat((scene, picture), dim=1)
+    seen = append_channels(scene, picture)
     least = 2 ** (num_D - 1) + 1
     return seen if max(seen.shape[2:]) >= least else pad_by_edge(seen, (least, least))
 

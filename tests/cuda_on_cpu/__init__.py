@@ -42,11 +42,12 @@ class DeviceError(Exception):
 @dataclass(frozen=True)
 class Output:
     """A tensor that a launch writes whole, and reads only what it has written; with `updated`, one
-    that held something before.
+    that held something before; without `whole`, scratch that may stay unwritten in part.
     """
 
     tensor: Tensor
     updated: bool = False
+    whole: bool = True
 
 
 class DeviceProgram:
@@ -68,7 +69,7 @@ class DeviceProgram:
         given, outputs, buffer = [], {}, 0
         for position, argument in enumerate(arguments):
             if isinstance(argument, Tensor | Output):
-                if isinstance(argument, Output):
+                if isinstance(argument, Output) and argument.whole:
                     outputs[position] = buffer
                 given.append(self._add_buffer(position, argument))
                 buffer += 1

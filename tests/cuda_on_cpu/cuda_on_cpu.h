@@ -229,6 +229,8 @@ std::common_type_t<A, B> max(A a, B b) {
 // As macros, because some C libraries declare functions of the first two names.
 #define rsqrtf(x) (1.0f / std::sqrt(static_cast<float>(x)))
 #define rsqrt(x) (1.0 / std::sqrt(static_cast<double>(x)))
+// Never made one with a sum.
+inline float __fmul_rn(float x, float y) { return x * y; }
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float x, float y) { return x / y; }
