@@ -165,6 +165,12 @@ class Pix2PixHD(nn.Module):
         zero. `last_fake` keeps the synthesised picture. Raises `InputError` for a batch that does
         not fit.
         """
+        losses, self.last_fake = step.backward(self, self.training_inputs(batch))
+        self.optimizers.step()
+        return losses
+
+    def training_inputs(self, batch: Batch) -> Inputs:
+        """`encode_inputs` of a batch of `training_step`, which it checks first."""
         if not self.options.isTrain:
             raise InputError(
                 "training_step needs a model built with isTrain=True, got isTrain=False"
@@ -175,10 +181,7 @@ class Pix2PixHD(nn.Module):
                 raise InputError(f"batch has no {key!r}, which training with these options needs")
         if not self.options.load_features:
             batch = {key: value for key, value in batch.items() if key != "feat"}
-        found, fake = step.losses(self, self.encode_inputs(batch))
-        step.update(self, found)
-        self.last_fake = fake.detach()
-        return {name: loss.detach() for name, loss in found.items()}
+        return self.encode_inputs(batch)
 
     @torch.no_grad()
     def synthesize(

@@ -20,9 +20,9 @@ class Options:
     """The options of pix2pixHD, names and defaults of the original (`options/*.py`), and ours.
 
     Keyword arguments only. Raises `InputError`, one sentence, for a value or a combination that
-    cannot work. Ours: `isTrain`, `device`, `amp`, `seed`, `vgg_weights`, `ignore_label`. `phase`
-    defaults to "train" or "test" by `isTrain`. Sizes are in pixels, frequencies in images, `niter*`
-    in epochs.
+    cannot work. Ours: `isTrain`, `device`, `amp`, `seed`, `vgg_weights`, `ignore_label`,
+    `checkpoint`, `memory_limit`. `phase` defaults to "train" or "test" by `isTrain`. Sizes are in
+    pixels, frequencies in images, `niter*` in epochs, memory in GiB.
     """
 
     # experiment
@@ -122,6 +122,17 @@ class Options:
     no_vgg_loss: bool = _option(False, "no VGG loss", "train")
     no_lsgan: bool = _option(False, "cross-entropy instead of least squares", "train")
     pool_size: int = _option(0, "past synthesised pictures kept for the discriminator", "train")
+    checkpoint: str = _option(
+        "none",
+        "what of G is computed again in its backward instead of kept: nothing, blocks or all",
+        "train",
+        ("none", "blocks", "all"),
+    )
+    memory_limit: float = _option(
+        0.0,
+        "GiB that training may take: picks the --checkpoint that fits; 0: any",
+        "train",
+    )
     vgg_weights: str = _option(
         "", "VGG19 weights: a file, or the word random (default: torchvision's cache)", "train"
     )
@@ -235,6 +246,8 @@ def _check_ranges(o: Options) -> None:
             raise InputError(f"{name} must be a positive number, got {getattr(o, name)}")
     if not 0 <= o.lambda_feat < math.inf:
         raise InputError(f"lambda_feat must be a number that is not negative, got {o.lambda_feat}")
+    if not 0 <= o.memory_limit < math.inf:
+        raise InputError(f"memory_limit must be GiB, or 0 for none, got {o.memory_limit}")
     if not 0 <= o.beta1 < 1:
         raise InputError(f"beta1 must be in [0, 1), got {o.beta1}")
     if o.data_type not in (8, 16, 32):

@@ -124,17 +124,16 @@ def test_known_arithmetic_and_weights():
     assert steady["gradients"] * 2 == pytest.approx(steady["optimiser"], rel=1e-6)
 
 
-# A convolution by the library holds its raw input beside the normalised one: 5 % in synthesis. D
-# and VGG keep raw outputs beside the features that the losses compare: 2.8 of the 3.4 GiB that G
-# saves.
+# A convolution by the library holds its raw input beside the normalised one: 5 % in synthesis. The
+# rest of a training step's peak is VGG: 5.4 GiB of its features.
 @pytest.mark.parametrize(
-    "name, moved, held", [("infer fp32", 0.82, 1.06), ("train 2048x1024", 0.96, 0.97)]
+    "name, moved, held", [("infer fp32", 0.82, 1.06), ("train 2048x1024", 0.83, 0.72)]
 )
 def test_fused_steps_compute_the_same_and_move_less(name, moved, held):
     eager, fused = recorded(name)[1], recorded(name, "fused")[1]
-    # what is read of label maps is not multiplied
+    # What is read of label maps is not multiplied, and D sees the synthesised picture once.
     saved = eager.total.flops_forward - fused.total.flops_forward
-    assert 0 < saved < 0.25 * eager.total.flops_forward
+    assert 0 < saved < 0.3 * eager.total.flops_forward
     assert fused.total.flops_backward <= eager.total.flops_backward
     assert fused.total.touched < moved * eager.total.touched
     assert fused.peak.bytes < held * eager.peak.bytes

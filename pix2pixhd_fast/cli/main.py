@@ -9,7 +9,7 @@ import torch
 
 import pix2pixhd_fast
 from pix2pixhd_fast.cli import bench, demo, doctor, kernels, memory, test, train
-from pix2pixhd_fast.errors import InputError
+from pix2pixhd_fast.errors import InputError, NotFiniteError
 
 COMMANDS = {
     "train": train,
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"pix2pixhd-fast: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
+    except (OSError, NotFiniteError) as error:
         print(f"pix2pixhd-fast: {error}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:

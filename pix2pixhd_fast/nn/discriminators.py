@@ -129,7 +129,12 @@ class MultiscaleDiscriminator(nn.Module):
             return [getattr(self, f"layer{k}")]
         return [getattr(self, f"scale{k}_layer{j}") for j in range(self.n_layers + 2)]
 
-    def forward(self, input: Tensor | SemanticMap) -> list[list[Tensor]]:
+    def forward(
+        self, input: Tensor | SemanticMap, raw: bool = False
+    ) -> list[list[Tensor]] | list[list[Pending]]:
+        """As the class says; `raw`: `features_raw`, as a call of the module."""
+        if raw:
+            return self.features_raw(input)
         results = []
         level = enter(input, self)
         for k in reversed(range(self.num_D)):

@@ -1,5 +1,7 @@
 """The sequence class every network is built of."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,8 @@ from pix2pixhd_fast.nn.pending import (
     scene_of,
 )
 from pix2pixhd_fast.nn.plan import Plan, compile_plan
+from pix2pixhd_fast.nn.recompute import run_again, segments
+from pix2pixhd_fast.nn.steps import Step
 from pix2pixhd_fast.semantic import SemanticMap
 
 
@@ -68,13 +72,23 @@ class Sequence(nn.Sequential, Chained):
     def _steps(self, held: list[Pending], border: str) -> Pending:
         """All steps in order on what `held` gives up."""
         steps = self.plan().steps
-        p = held.pop()
-        for n, step in enumerate(steps, start=1):
-            p = step.run(p, steps[n].border() if n < len(steps) else border)
-        return p
+        borders = [*(step.border() for step in steps[1:]), border]
+        start = 0
+        for part, again in segments(steps):
+            run = partial(_run, part, borders[start : start + len(part)])
+            held.append(run_again(self, run, held.pop()) if again else run(held))
+            start += len(part)
+        return held.pop()
 
     def _runs_plan(self) -> bool:
         return current_backend() != "eager" and not (hooked(self) or self.replaced())
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "_plan"}
+
+
+def _run(steps: tuple[Step, ...], borders: list[str], held: list[Pending]) -> Pending:
+    p = held.pop()
+    for step, border in zip(steps, borders, strict=True):
+        p = step.run(p, border)
+    return p

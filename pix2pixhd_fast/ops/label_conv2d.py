@@ -12,6 +12,7 @@ from pix2pixhd_fast.ops.channel_statistics import channel_statistics, wide
 from pix2pixhd_fast.ops.norm_act_conv import Conv, autocast_weight, norm_act_conv
 from pix2pixhd_fast.ops.norm_act_pad import DTYPES, Norm, check_padding
 from pix2pixhd_fast.ops.norm_act_pad_kernels import MODES, no_second_derivative
+from pix2pixhd_fast.ops.wanted import wanted_gradients
 from pix2pixhd_fast.semantic import SemanticMap, semantic_channels
 
 LEVELS = (0, 1, 2)
@@ -194,7 +195,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, dy, *_):
     dweight = dbias = None
-    needs_weight, needs_bias, needs_addend = ctx.needs_input_grad[2:5]
+    needs_weight, needs_bias, needs_addend = wanted_gradients(ctx)[2:5]
     if dy is not None and (needs_weight or (needs_bias and not ctx.dead_bias)):
         dweight, dbias = torch.ops.pix2pixhd_fast.label_conv2d_backward(
             dy, *ctx.saved_tensors, *ctx.options

@@ -20,9 +20,9 @@ from pix2pixhd_fast.ops.norm_act_pad import (
 from pix2pixhd_fast.ops.norm_act_pad_kernels import (
     ACT_PAD,
     PROLOGUE,
-    filled,
     no_second_derivative,
 )
+from pix2pixhd_fast.ops.wanted import wanted_gradients
 from pix2pixhd_fast.ops.weight_gradient import suits_products, weight_gradient
 
 
@@ -175,7 +175,8 @@ def _backward_kernel(
         dp, x = to_channels_last(dp), to_channels_last(x)
         found = normalise_backward(dp, x, None, norm, act, slope, *_written(padding, pad))
         dx, dgamma, dbeta = found
-    return filled((dx, dweight, dbias, dgamma, dbeta), dy)
+    # A list: an op cannot return None, and a placeholder for each would be an allocation.
+    return [t for t in (dx, dweight, dbias, dgamma, dbeta) if t is not None]
 
 
 def _setup_context(ctx, inputs, output):
@@ -192,12 +193,16 @@ def _backward(ctx, dy, *_):
     if dy is None:
         return (None,) * len(ctx.needs_input_grad)
     x, *norm, weight = ctx.saved_tensors
-    needs = ctx.needs_input_grad
+    needs = wanted_gradients(ctx)
     needs_x = needs[0] or needs[3] or needs[4]
     needs_bias = needs[6] and not ctx.dead_bias
-    dx, dweight, dbias, dgamma, dbeta = torch.ops.pix2pixhd_fast.norm_act_conv_backward(
-        dy, x, *norm, weight, *ctx.options, needs_x, needs[5], needs_bias
+    found = iter(
+        torch.ops.pix2pixhd_fast.norm_act_conv_backward(
+            dy, x, *norm, weight, *ctx.options, needs_x, needs[5], needs_bias
+        )
     )
+    there = (needs_x, needs[5], needs_bias, *(needs_x and t is not None for t in norm[2:]))
+    dx, dweight, dbias, dgamma, dbeta = (next(found) if is_there else None for is_there in there)
     if needs[6] and ctx.dead_bias:
         dbias = torch.zeros_like(ctx.bias)
     found = (dx, None, None, dgamma, dbeta, dweight, dbias)
@@ -222,7 +227,8 @@ define(
     "norm_act_conv_backward",
     f"(Tensor dy, Tensor x, {PROLOGUE}, Tensor weight, str norm, {ACT_PAD}, {CONVOLUTION},"
     " bool needs_x, bool needs_weight, bool needs_bias)"
-    " -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dgamma, Tensor dbeta)",
+    # of dx, dweight, dbias, dgamma, dbeta those that there are
+    " -> Tensor[]",
     _backward_kernel,
 )
 torch.library.register_autograd(

@@ -15,6 +15,7 @@ from pix2pixhd_fast.ops.norm_act_pad_kernels import (
     inner,
     no_second_derivative,
 )
+from pix2pixhd_fast.ops.wanted import wanted_gradients
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
 PADDINGS = ("none", "reflect", "replicate", "zero")
@@ -208,6 +209,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy):
+    needs = wanted_gradients(ctx)
     rest = (ctx.act, ctx.slope, ctx.padding, ctx.pad)
     if ctx.by_difference:
         y, minus, rstd = ctx.saved_tensors
@@ -217,11 +219,11 @@ def _backward(ctx, dy):
         minus = None
     dx, dgamma, dbeta = dy, None, None
     # Nothing at all to be done is none of the op's business: its results must be new tensors.
-    if not Norm(ctx.kind, *tensors).does_nothing or ctx.act != "none" or ctx.pad > 0:
+    does = not Norm(ctx.kind, *tensors).does_nothing or ctx.act != "none" or ctx.pad > 0
+    if does and any(needs[:5]):
         dx, dgamma, dbeta = torch.ops.pix2pixhd_fast.normalise_backward(
             dy, x, minus, *tensors, ctx.kind, *rest
         )
-    needs = ctx.needs_input_grad
     dresidual = unpad(dy, ctx.padding, ctx.pad) if needs[5] else None
     found = (dx, None, None, dgamma, dbeta, dresidual)
     found = tuple(t if needed else None for t, needed in zip(found, needs, strict=False))

@@ -15,6 +15,7 @@ from pix2pixhd_fast.ops.norm_act_pad import (
     normalise_backward,
 )
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner, no_second_derivative
+from pix2pixhd_fast.ops.wanted import wanted_gradients
 
 
 class Bordered(NamedTuple):
@@ -110,17 +111,17 @@ def _backward_kernel(
         slope, *after,
     ).dx  # fmt: skip
     first = (mean1, rstd1, None, None)
-    dy1, dweight2, *_ = conv_backward(
+    dy1, *dweight2 = conv_backward(
         dy2, y1, *first, weight2, "instance", act, slope, padding, 1, *plain, True, needs_weight2,
         False,
     )  # fmt: skip
     del dy2
-    dh, dweight1, *_ = conv_backward(
+    dh, *dweight1 = conv_backward(
         dy1, h, *none, weight1, "none", "none", slope, *_first_padding(padding, border), *plain,
         True, needs_weight1, False,
     )  # fmt: skip
     kernel("fold_add_", dh, dout, border, *after)
-    return dh, dweight1, dweight2
+    return [dh, *dweight1, *dweight2]
 
 
 def _setup_context(ctx, inputs, output):
@@ -133,19 +134,19 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dout, *_):
-    needs = ctx.needs_input_grad
+    needs = wanted_gradients(ctx)
     if dout is None:
         return (None,) * len(needs)
-    dh, dweight1, dweight2 = torch.ops.pix2pixhd_fast.residual_block_backward(
+    dh, *dweights = torch.ops.pix2pixhd_fast.residual_block_backward(
         dout, *ctx.saved_tensors, *ctx.options, needs[1], needs[2]
     )
+    dweights = iter(dweights)
     biases = [
         torch.zeros_like(bias) if needed else None
         for bias, needed in zip(ctx.biases, needs[3:5], strict=True)
     ]
-    found = (dh, dweight1, dweight2)
-    found = tuple(t if needed else None for t, needed in zip(found, needs, strict=False))
-    return *found, *biases, *(None,) * 7
+    found = (next(dweights) if needed else None for needed in needs[1:3])
+    return dh if needs[0] else None, *found, *biases, *(None,) * 7
 
 
 OPTIONS = "str act, float slope, str padding, int border, int next_border"
@@ -160,7 +161,8 @@ define(
     "residual_block_backward",
     "(Tensor dout, Tensor out, Tensor h, Tensor y1, Tensor mean1, Tensor rstd1, Tensor rstd2,"
     f" Tensor weight1, Tensor weight2, {OPTIONS}, bool needs_weight1, bool needs_weight2)"
-    " -> (Tensor dh, Tensor dweight1, Tensor dweight2)",
+    # dh, and of dweight1 and dweight2 those that are needed
+    " -> Tensor[]",
     _backward_kernel,
 )
 torch.library.register_autograd(

@@ -80,7 +80,7 @@ def record(subject: Subject, warm_up: bool = True) -> Recording:
 
 
 def build(subject: Subject, device: str) -> Pix2PixHD:
-    """The model; Adam works on lists of tensors, as it does by default on a GPU."""
+    """The model; Adam works on lists of tensors where it is not fused, as by default on a GPU."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(WEIGHTS[subject.weights])
     try:
@@ -90,7 +90,7 @@ def build(subject: Subject, device: str) -> Pix2PixHD:
     if subject.options.isTrain:
         for optimizer in (model.optimizers.G, model.optimizers.D):
             for group in optimizer.param_groups:
-                group["foreach"] = True
+                group["foreach"] = not group["fused"]
     return model
 
 

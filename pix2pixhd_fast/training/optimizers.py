@@ -3,6 +3,7 @@
 from torch import Tensor, amp, nn
 from torch.optim import Adam
 
+from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.nn.generators import enhancer_parameters
 from pix2pixhd_fast.options import Options
 
@@ -15,6 +16,22 @@ def learning_rate(options: Options, epoch: int) -> float:
     """
     decayed = max(0, epoch - 1 - options.niter)
     return options.lr * (1 - decayed / options.niter_decay) if decayed else options.lr
+
+
+def _has_fused_adam(device: str) -> bool:
+    """Whether the update of float32 parameters on `device` is one kernel; not under "eager"."""
+    return current_backend() != "eager" and device in ("cpu", "cuda")
+
+
+def _with_settings(state: dict, settings: dict) -> dict:
+    """A state of Adam with other settings than it was saved with."""
+    groups = [{**group, "foreach": None, **settings} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def _portable(state: dict) -> dict:
+    """A state of Adam that says nothing of how it is computed."""
+    return _with_settings(state, {"fused": None})
 
 
 class Optimizers:
@@ -32,10 +49,11 @@ class Optimizers:
             trained = {id(p) for p in enhancer_parameters(netG)}
             self.fixed = [p for p in netG.parameters() if id(p) not in trained]
         generator = [*netG.parameters(), *(netE.parameters() if netE else ())]
-        self.betas = (options.beta1, 0.999)
-        self.G = Adam(generator, lr=options.lr, betas=self.betas)
-        self.D = Adam(netD.parameters(), lr=options.lr, betas=self.betas)
         device = next(netG.parameters()).device.type
+        # One kernel for an update instead of a dozen over lists of tensors; both are Adam.
+        self.settings = {"betas": (options.beta1, 0.999), "fused": _has_fused_adam(device) or None}
+        self.G = Adam(generator, lr=options.lr, **self.settings)
+        self.D = Adam(netD.parameters(), lr=options.lr, **self.settings)
         scale = options.amp == "fp16"
         self.scalers = {name: amp.GradScaler(device, enabled=scale) for name in ("G", "D")}
         self.start_epoch(1)
@@ -48,19 +66,29 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.options, epoch)
 
-    def update(self, name: str, loss: Tensor) -> None:
-        """One update of "G" or "D" by the gradient of `loss`."""
-        optimizer, scaler = getattr(self, name), self.scalers[name]
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+    def zero_grad(self, letters: str = "GD") -> None:
+        """Drop the gradients of "G" (with E), "D" or both."""
+        for letter in letters:
+            getattr(self, letter).zero_grad()
+
+    def scale(self, letter: str, loss: Tensor) -> Tensor:
+        """The loss of "G" or "D" as it is differentiated: times the scale, under fp16."""
+        return self.scalers[letter].scale(loss)
+
+    def step(self) -> None:
+        """Update the parameters of G (with E), then of D, by the gradients that they have.
+
+        Under fp16 an optimiser whose gradients are not all finite is passed over, its scale halved.
+        """
+        for letter, scaler in self.scalers.items():
+            scaler.step(getattr(self, letter))
+            scaler.update()
 
     def state_dict(self) -> dict:
-        """States of both optimisers and scalers."""
+        """States of both optimisers and scalers, wherever they were."""
         return {
-            "G": self.G.state_dict(),
-            "D": self.D.state_dict(),
+            "G": _portable(self.G.state_dict()),
+            "D": _portable(self.D.state_dict()),
             "scaler_G": self.scalers["G"].state_dict(),
             "scaler_D": self.scalers["D"].state_dict(),
         }
@@ -72,8 +100,6 @@ class Optimizers:
         """
         for name in ("G", "D"):
             optimizer, scale = getattr(self, name), state[f"scaler_{name}"]
-            optimizer.load_state_dict(state[name])
-            for group in optimizer.param_groups:
-                group["betas"] = self.betas
+            optimizer.load_state_dict(_with_settings(state[name], self.settings))
             if scale:
                 self.scalers[name].load_state_dict(scale)

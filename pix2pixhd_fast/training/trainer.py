@@ -19,8 +19,10 @@ from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.model import Pix2PixHD
 from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.report.files import make_folder, replace_file
+from pix2pixhd_fast.training.levers import bf16_advice, within_limit
 from pix2pixhd_fast.training.monitor import Monitor
 from pix2pixhd_fast.training.progress import Position, losses_text, progress_bar
+from pix2pixhd_fast.training.watch import check_losses
 
 
 class Trainer:
@@ -33,10 +35,10 @@ class Trainer:
     """
 
     def __init__(self, options: Options):
-        self.options = options
         self.folder = Path(options.checkpoints_dir) / options.name
         self.dataset = AlignedDataset(options)
         make_loader(self.dataset, options)
+        self.options = options = within_limit(options, self.dataset)
         self.images_per_epoch = len(self.dataset) // options.batchSize * options.batchSize
         self.checkpoints = CheckpointFolder(self.folder)
         self.model = Pix2PixHD(options)
@@ -91,6 +93,8 @@ class Trainer:
             f"into {self.folder}",
             flush=True,
         )
+        if self.model.device.type == "cuda" and o.amp == "off" and torch.cuda.is_bf16_supported():
+            print(bf16_advice(o, self.dataset), flush=True)
         if "," in o.gpu_ids and self.model.device.type == "cuda":
             print(f"--gpu_ids {o.gpu_ids}: this version trains on one GPU, {self.model.device}")
 
@@ -117,8 +121,10 @@ class Trainer:
     def _after_step(self, batch: dict, losses: dict, seconds: float, bar: tqdm) -> None:
         o, now = self.options, self.total_images
         shown = self.monitor.due(now, o.print_freq)
-        if shown or self.monitor.bar_is_old():
+        saved = self.monitor.due(now, o.save_latest_freq) or self.interrupted
+        if shown or saved or self.monitor.bar_is_old():
             values = {name: loss.item() for name, loss in losses.items()}
+            check_losses(values, self.model, batch)
             bar.set_postfix_str(losses_text(values, self.model.loss_names), refresh=False)
             if shown:
                 self.monitor.log(self.position, now, seconds, values)
@@ -215,6 +221,7 @@ def _check_state(state: dict, path: Path) -> None:
 _WITHOUT_EFFECT = """
     continue_train which_epoch checkpoints_dir dataroot nThreads verbose display_freq print_freq
     save_latest_freq save_epoch_freq no_html display_winsize tf_log gpu_ids device load_pretrain
+    checkpoint memory_limit
 """.split()
 
 
