@@ -4,6 +4,7 @@ from pix2pixhd_fast.ops.channel_statistics import channel_statistics
 from pix2pixhd_fast.ops.instance_boundaries import instance_boundaries
 from pix2pixhd_fast.ops.norm_act_conv import Conv, norm_act_conv
 from pix2pixhd_fast.ops.norm_act_pad import Norm, norm_act_pad, normalise
+from pix2pixhd_fast.ops.perceptual_l1 import perceptual_l1
 from pix2pixhd_fast.ops.residual_block import Bordered, residual_block
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "norm_act_conv",
     "norm_act_pad",
     "normalise",
+    "perceptual_l1",
     "residual_block",
 ]

@@ -24,6 +24,8 @@ COMPOSED = {
         "norm_act_conv_backward",
         "residual_block",
         "residual_block_backward",
+        "perceptual_l1",
+        "perceptual_l1_backward",
     )
 }
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
