@@ -66,7 +66,7 @@ def words_of(codes: Tensor, bits: int) -> Tensor:
 
 
 def check_picture(x: Tensor) -> None:
-    if not x.is_contiguous(memory_format=torch.channels_last):
+    if x.numel() > 0 and not x.is_contiguous(memory_format=torch.channels_last):
         raise RuntimeError("relu codes: a picture must be dense in channels_last")
 
 
