@@ -2,7 +2,7 @@
 
 A rule gives the bytes, without a look at the kernel: each tensor that a launch is given counts
 once and in full, as written where the launch changed it, as read where it held values before (new
-memory is NaN, of integers the largest) and was not written, or was written in place. Scratch is
+memory is NaN, bytes are 255) and was not written, or was written in place. Scratch is
 every storage given to a launch that belongs to no argument and no result of the op.
 """
 
@@ -105,9 +105,9 @@ def _relu_arguments(case: Case) -> dict[str, tuple]:
     pooled = torch.ones(n, c, h // 2, w // 2, dtype=case.dtype)
     pooled = pooled.contiguous(memory_format=torch.channels_last)
     return {
-        "relu_bits_": (x, bias, added),
+        "relu_bits_": (x, -bias, added),
         "relu_bits_backward_": (x, codes(x.numel(), 1)),
-        "relu_l1_": (x, x.clone(), bias, one, 0.5, added, case.last, added),
+        "relu_l1_": (x, 3 * x, bias, one, 0.5, added, case.last, added),
         "relu_l1_backward_": (x, codes(x.numel(), 2), one, 0.5, True),
         "relu_pool": (x, bias, added),
         "relu_pool_backward": (pooled, codes(pooled.numel(), 4), h, w),
@@ -154,7 +154,7 @@ class Recorder(TorchDispatchMode):
 def _is_new(t: Tensor) -> bool:
     if t.is_floating_point():
         return bool(t.isnan().any())
-    return bool((t == torch.iinfo(t.dtype).max).all())
+    return bool((t.view(torch.uint8) == 255).all())
 
 
 def _bytes(tensors) -> int:
