@@ -9,8 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pix2pixhd_fast.ops.blocks import BLOCK
-from pix2pixhd_fast.ops.relu_codes import GROUP, code_bytes
+from pix2pixhd_fast.ops.relu_codes import BLOCK, GROUP, code_bytes
 
 GROUPS = BLOCK // GROUP
 # An integer with room for the codes of a group, by the bits of a code.

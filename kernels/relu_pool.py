@@ -18,7 +18,7 @@ from pix2pixhd_fast.kernels.relu_codes import (
 from pix2pixhd_fast.kernels.variants import Variant, launches
 from torch import Tensor
 
-from pix2pixhd_fast.ops.blocks import BLOCK
+from pix2pixhd_fast.ops.relu_codes import BLOCK
 
 
 @triton.jit
@@ -30,7 +30,9 @@ def _windows(start, at, height, width, channels):
     in_row = from_row % row_size
     c = in_row % channels
     whole_row = row // (height // 2) * height + row % (height // 2) * 2
-    return c, whole_row.to(tl.int64) * (width * channels) + (in_row * 2 - c)
+    # So written, Triton sees that neighbours lie next to each other.
+    in_whole = in_row // channels * (2 * channels) + c
+    return c, whole_row.to(tl.int64) * (width * channels) + in_whole
 
 
 @triton.jit
@@ -84,14 +86,15 @@ def _relu_pool_backward_kernel(
     in_row = from_row % row_size
     c = in_row % channels
     image, row = row // rows, row % rows
-    whole = mask & (row < height // 2) & (in_row < width // 2 * channels)
+    whole = mask & (row < height // 2) & (in_row // channels < width // 2)
     source = (image * (height // 2) + row).to(tl.int64) * (width // 2 * channels) + in_row
     values = tl.load(g + source, mask=whole, other=0.0)
     word = tl.load(codes + (source >> 1), mask=whole, other=0).to(tl.int32)
     choice = word >> (source & 1).to(tl.int32) * 4
-    first = (image * height + row * 2).to(tl.int64) * (width * channels) + (in_row * 2 - c)
+    column = in_row // channels * 2
+    first = (image * height + row * 2).to(tl.int64) * (width * channels) + (column * channels + c)
     for k in tl.static_range(4):
-        there = (row * 2 + k // 2 < height) & (in_row * 2 - c + k % 2 * channels < width * channels)
+        there = (row * 2 + k // 2 < height) & (column + k % 2 < width)
         place = first + (k // 2 * width + k % 2) * channels
         taken = tl.where((choice >> k & 1) > 0, values, 0.0)
         tl.store(dx + place, taken, mask=mask & there)

@@ -4,9 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from pix2pixhd_fast import InputError, backend, networks
 from pix2pixhd_fast.ops import perceptual_l1
+from pix2pixhd_fast.profile.summary import live_bytes
+from pix2pixhd_fast.profile.tracer import Tracer
 from tests.helpers import assert_close_l2
 from tests.pictures import ops
 
@@ -218,6 +221,34 @@ def test_compiled(loss_module):
     found = value_and_gradient(compiled, x, y)
     assert_close_l2(found[0], expected[0], 1e-6, "loss")
     assert_close_l2(found[1], expected[1], 1e-6, "dx")
+
+
+def traced(choice, autocast):
+    """Bytes of the peak, of what the forward keeps, and touched, of VGGLoss at 512x256."""
+    with FakeTensorMode(), backend(choice):
+        module = fresh()
+        with Tracer(module) as tracer:
+            x, y = torch.empty(1, 3, 256, 512, requires_grad=True), torch.empty(1, 3, 256, 512)
+            tracer.restart()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = module(x, y)
+            kept = live_bytes(tracer.recording)[-1]
+            loss.backward()
+            tracer.stop()
+    recording = tracer.recording
+    touched = sum(launch.cost.touched for launch in recording.launches)
+    return live_bytes(recording).max() - recording.start, kept - recording.start, touched
+
+
+@pytest.mark.parametrize(("autocast", "plane"), [(False, 4), (True, 2)])
+def test_traced_memory(autocast, plane):
+    """At most two full-size features of 64 channels and a little; eager holds eight or more."""
+    plane *= 64 * 256 * 512
+    peak, kept, touched = traced("fused", autocast)
+    eager_peak, _, eager_touched = traced("eager", autocast)
+    assert peak < 2.7 * plane and peak < 0.25 * eager_peak  # weights are cast for each call
+    assert kept < 0.9 * 64 * 256 * 512  # bits alone
+    assert touched < 0.55 * eager_touched
 
 
 def test_detached_leaf_frees_everything(loss_module):

@@ -125,14 +125,16 @@ def test_known_arithmetic_and_weights():
 
 
 # A convolution by the library holds its raw input beside the normalised one: 5 % in synthesis. D
-# and VGG keep raw outputs beside the features that the losses compare: 2.8 of the 3.4 GiB that G
-# saves.
+# keeps raw outputs beside the features that the losses compare.
 @pytest.mark.parametrize(
-    "name, moved, held", [("infer fp32", 0.82, 1.06), ("train 2048x1024", 0.96, 0.97)]
+    "name, moved, held",
+    [("infer fp32", 0.82, 1.06), ("train 2048x1024", 0.76, 0.62), ("train bf16", 0.67, 0.60)],
 )
 def test_fused_steps_compute_the_same_and_move_less(name, moved, held):
     eager, fused = recorded(name)[1], recorded(name, "fused")[1]
-    assert fused.total.flops_forward == eager.total.flops_forward
+    # The VGG loss computes the first features of the real picture twice.
+    again = 2 * 9 * 3 * 64 * 2048 * 1024 if name.startswith("train") else 0
+    assert fused.total.flops_forward == eager.total.flops_forward + again
     assert fused.total.flops_backward == eager.total.flops_backward
     assert fused.total.touched < moved * eager.total.touched
     assert fused.peak.bytes < held * eager.peak.bytes

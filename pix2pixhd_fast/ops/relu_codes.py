@@ -12,11 +12,12 @@ from torch import Tensor
 
 from pix2pixhd_fast._launches import Launch, bytes_of, register_launches
 from pix2pixhd_fast._library import define, register_triton
-from pix2pixhd_fast.ops.blocks import BLOCK
 from pix2pixhd_fast.ops.channel_statistics import wide
 
 # Elements that share a word.
 GROUP = 8
+# Elements of a program on a GPU: 8 for each thread of 4 warps; with 16, sm_100 spills.
+BLOCK = 1024
 # The programs that sum distances, whatever the device: about eight for each processor of the
 # largest.
 SUM_PROGRAMS = 1024
