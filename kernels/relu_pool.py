@@ -18,21 +18,33 @@ from pix2pixhd_fast.kernels.relu_codes import (
 from pix2pixhd_fast.kernels.variants import Variant, launches
 from torch import Tensor
 
-from pix2pixhd_fast.ops.relu_codes import BLOCK
+from pix2pixhd_fast.ops.relu_codes import BLOCK, GROUP
 
 
 @triton.jit
-def _windows(start, at, height, width, channels):
-    """The channels of results, and where their windows begin in the picture (64-bit)."""
-    row_size = width // 2 * channels
+def _leads(at, GROUPS: tl.constexpr, WHOLE: tl.constexpr):
+    """Places whose windows are looked up, and what is added to come to all elements.
+
+    WHOLE: the channels are a multiple of 8, so that a group lies in one pixel and its first element
+    tells of all; Triton sees then that neighbours lie next to each other.
+    """
+    if WHOLE:
+        return tl.arange(0, GROUPS)[:, None] * 8, tl.arange(0, 8)[None, :]
+    else:
+        return at, at * 0
+
+
+@triton.jit
+def _windows(start, at, rows, columns, channels, WHOLE: tl.constexpr):
+    """Image, row, column and channel of the places in pictures of so many rows and columns."""
+    row_size = columns * channels
     from_row = (start % row_size).to(tl.int32) + at
     row = (start // row_size).to(tl.int32) + from_row // row_size
     in_row = from_row % row_size
     c = in_row % channels
-    whole_row = row // (height // 2) * height + row % (height // 2) * 2
-    # So written, Triton sees that neighbours lie next to each other.
-    in_whole = in_row // channels * (2 * channels) + c
-    return c, whole_row.to(tl.int64) * (width * channels) + in_whole
+    if WHOLE:
+        c = tl.multiple_of(c, [8, 8])
+    return row // rows, row % rows, in_row // channels, c
 
 
 @triton.jit
@@ -45,12 +57,16 @@ def _relu_pool_kernel(
     height,
     width,
     channels,
+    WHOLE: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
     block = tl.program_id(0)
     start, at, mask = elements(block, count, GROUPS)
-    c, first = _windows(start, at, height, width, channels)
-    shift = tl.load(bias + c, mask=mask, other=0.0).to(tl.float32)
+    lead, rest = _leads(at, GROUPS, WHOLE)
+    image, row, column, c = _windows(start, lead, height // 2, width // 2, channels, WHOLE)
+    first = (image * height + row * 2).to(tl.int64) * (width * channels)
+    first += column * (2 * channels) + c + rest
+    shift = tl.load(bias + c + rest, mask=mask, other=0.0).to(tl.float32)
     largest = tl.load(x + first, mask=mask, other=0.0).to(tl.float32) + shift
     choice = tl.full([GROUPS, 8], 1, tl.int32)
     for k in tl.static_range(1, 4):
@@ -74,27 +90,25 @@ def _relu_pool_backward_kernel(
     height,
     width,
     channels,
+    WHOLE: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
     # Windows that the last row and the last column of odd sides leave open are windows here.
     block = tl.program_id(0)
     start, at, mask = elements(block, count, GROUPS)
-    row_size = (width + 1) // 2 * channels
-    rows = (height + 1) // 2
-    from_row = (start % row_size).to(tl.int32) + at
-    row = (start // row_size).to(tl.int32) + from_row // row_size
-    in_row = from_row % row_size
-    c = in_row % channels
-    image, row = row // rows, row % rows
-    whole = mask & (row < height // 2) & (in_row // channels < width // 2)
-    source = (image * (height // 2) + row).to(tl.int64) * (width // 2 * channels) + in_row
+    lead, rest = _leads(at, GROUPS, WHOLE)
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    image, row, column, c = _windows(start, lead, rows, columns, channels, WHOLE)
+    whole = mask & (row < height // 2) & (column < width // 2)
+    source = (image * (height // 2) + row).to(tl.int64) * (width // 2 * channels)
+    source += column * channels + c + rest
     values = tl.load(g + source, mask=whole, other=0.0)
     word = tl.load(codes + (source >> 1), mask=whole, other=0).to(tl.int32)
     choice = word >> (source & 1).to(tl.int32) * 4
-    column = in_row // channels * 2
-    first = (image * height + row * 2).to(tl.int64) * (width * channels) + (column * channels + c)
+    first = (image * height + row * 2).to(tl.int64) * (width * channels)
+    first += column * (2 * channels) + c + rest
     for k in tl.static_range(4):
-        there = (row * 2 + k // 2 < height) & (column + k % 2 < width)
+        there = (row * 2 + k // 2 < height) & (column * 2 + k % 2 < width)
         place = first + (k // 2 * width + k % 2) * channels
         taken = tl.where((choice >> k & 1) > 0, values, 0.0)
         tl.store(dx + place, taken, mask=mask & there)
@@ -110,8 +124,9 @@ def relu_pool(x: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     if y.numel() > 0:
         with torch.cuda.device_of(x):
             _relu_pool_kernel[(blocks_of(y),)](
-                x, bias.contiguous(), y, words, y.numel(), h, w, c, GROUPS=GROUPS
-            )
+                x, bias.contiguous(), y, words, y.numel(), h, w, c, WHOLE=c % GROUP == 0,
+                GROUPS=GROUPS,
+            )  # fmt: skip
     return y, codes
 
 
@@ -125,7 +140,7 @@ def relu_pool_backward(g: Tensor, codes: Tensor, height: int, width: int) -> Ten
         windows = n * c * ((height + 1) // 2) * ((width + 1) // 2)
         with torch.cuda.device_of(g):
             _relu_pool_backward_kernel[(triton.cdiv(windows, BLOCK),)](
-                g, codes, dx, windows, height, width, c, GROUPS=GROUPS
+                g, codes, dx, windows, height, width, c, WHOLE=c % GROUP == 0, GROUPS=GROUPS
             )
     return dx
 
