@@ -15,6 +15,7 @@ from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.nn.losses import feature_matching_loss
 from pix2pixhd_fast.nn.pending import Pending
 from pix2pixhd_fast.nn.recompute import recompute
+from pix2pixhd_fast.nn.vgg import VGG_LEAST_SIDE
 from pix2pixhd_fast.ops.channel_statistics import wide
 from pix2pixhd_fast.ops.norm_act_pad import Norm
 from pix2pixhd_fast.semantic import SemanticMap, append_channels, pad_by_edge
@@ -22,7 +23,6 @@ from pix2pixhd_fast.semantic import SemanticMap, append_channels, pad_by_edge
 if TYPE_CHECKING:
     from pix2pixhd_fast.model import Inputs, Pix2PixHD
 
-VGG_LEAST_SIDE = 16
 LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake")
 
 Losses = dict[str, Tensor]
