@@ -13,6 +13,7 @@ from pix2pixhd_fast.ops.instance_boundaries import instance_boundaries
 from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.semantic import check_labels, one_hot, pad_by_edge
 from pix2pixhd_fast.training import step
+from pix2pixhd_fast.training.distributed import ALONE, World
 from pix2pixhd_fast.training.optimizers import Optimizers
 from pix2pixhd_fast.training.pool import ImagePool
 
@@ -51,10 +52,15 @@ class Pix2PixHD(nn.Module):
     `device` (default: by `options`) is "cpu", "cuda", "cuda:1" or a `torch.device`. The initial
     weights depend on `options.seed` alone; the global random state is neither read nor changed.
     Pictures of any size from 1x1: inputs are padded to what the networks need and results cropped
-    back.
+    back. In a `world` of several processes every one has such a model, and they train as one.
     """
 
-    def __init__(self, options: Options | None = None, device: str | torch.device | None = None):
+    def __init__(
+        self,
+        options: Options | None = None,
+        device: str | torch.device | None = None,
+        world: World = ALONE,
+    ):
         super().__init__()
         self.options = o = options if options is not None else Options()
         device = resolve_device(o, device)
@@ -69,8 +75,8 @@ class Pix2PixHD(nn.Module):
         if device.type != "cpu":  # fake parameters refuse even a move to where they are
             self.to(device)
         if o.isTrain:
-            self.pool = ImagePool(o.pool_size, o.seed)
-            self.optimizers = Optimizers(o, self.netG, self.netD, self.netE)
+            self.pool = ImagePool(o.pool_size, o.seed + world.rank)
+            self.optimizers = Optimizers(o, self.netG, self.netD, self.netE, world)
         if o.verbose:
             for net in self.networks().values():
                 print_network(net)
@@ -149,6 +155,10 @@ class Pix2PixHD(nn.Module):
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update G (with E) and D once; return the losses before the update, detached scalars.
 
+        With `micro_batch` the images go through the networks so many at a time, and the gradients
+        add up. In a world of several processes the batch is this one's share, all have equally
+        many images, gradients are the means over the processes, and losses are of the share.
+
         `batch`: "label" integer ids [N, 1, H, W] (or float [N, input_nc, H, W] when `label_nc` is
         0), "inst" integer ids [N, 1, H, W] unless `no_instance`, "image" float [N, output_nc, H, W]
         in [-1, 1], "feat" [N, feat_num, H, W] with `load_features`; other keys are left alone.
@@ -166,10 +176,26 @@ class Pix2PixHD(nn.Module):
                 raise InputError(f"batch has no {key!r}, which training with these options needs")
         if not self.options.load_features:
             batch = {key: value for key, value in batch.items() if key != "feat"}
-        found, fake = step.losses(self, self.encode_inputs(batch))
-        step.update(self, found)
-        self.last_fake = fake.detach()
-        return {name: loss.detach() for name, loss in found.items()}
+        parts = self._micro_batches(batch)
+        self.optimizers.zero_grad()
+        losses, fakes = dict.fromkeys(step.LOSS_NAMES, 0), []
+        for number, part in enumerate(parts, start=1):
+            found, fake = step.losses(self, self.encode_inputs(part))
+            weight = len(part["label"]) / len(batch["label"])
+            step.backward(self, found, weight, last=number == len(parts))
+            losses = {name: losses[name] + weight * found[name].detach() for name in losses}
+            fakes.append(fake.detach())
+        self.optimizers.step("G")
+        self.optimizers.step("D")
+        self.last_fake = torch.cat(fakes) if len(fakes) > 1 else fakes[0]
+        return losses
+
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
+        size = self.options.micro_batch
+        if not size:
+            return [batch]
+        parts = {key: tensor.split(size) for key, tensor in _checked(batch, self.options).items()}
+        return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
 
     @torch.no_grad()
     def synthesize(
@@ -201,12 +227,7 @@ def resolve_device(options: Options, device: str | torch.device | None = None) -
     """The device to use: `device`, else of the options `device`, then `gpu_ids`, else the CPU."""
     name = options.device if device is None else str(device)
     if name == "auto":
-        try:
-            first = [int(number) for number in options.gpu_ids.split(",")][0]
-        except ValueError:
-            raise InputError(
-                f"gpu_ids must be numbers like 0 or 0,1, or -1, got {options.gpu_ids!r}"
-            ) from None
+        first = options.gpus[0]
         name = f"cuda:{first}" if first >= 0 and torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(name)

@@ -1,10 +1,14 @@
 """Adam for G (with E) and for D, the schedule of learning rates, and loss scaling for fp16."""
 
+from contextlib import nullcontext
+
 from torch import Tensor, amp, nn
 from torch.optim import Adam
 
 from pix2pixhd_fast.nn.generators import enhancer_parameters
 from pix2pixhd_fast.options import Options
+from pix2pixhd_fast.training.distributed import ALONE, World
+from pix2pixhd_fast.training.gradients import SharedGradients
 
 
 def learning_rate(options: Options, epoch: int) -> float:
@@ -23,9 +27,20 @@ class Optimizers:
     During the first `niter_fix_global` epochs only the outermost enhancer (and E) is trained: the
     rest of G needs no gradient, and Adam passes over parameters without one. `start_epoch` sets all
     that depends on the epoch; until it is called, epoch 1 holds.
+
+    A step: `zero_grad()`, `backward` for each micro-batch, `step("G")`, `step("D")`. The gradients
+    of a step are the means over the processes of `world`, and so what a scaler finds in them, or
+    not, is found in all processes alike.
     """
 
-    def __init__(self, options: Options, netG: nn.Module, netD: nn.Module, netE: nn.Module | None):
+    def __init__(
+        self,
+        options: Options,
+        netG: nn.Module,
+        netD: nn.Module,
+        netE: nn.Module | None,
+        world: World = ALONE,
+    ):
         self.options = options
         self.fixed: list[nn.Parameter] = []
         if options.niter_fix_global:
@@ -35,6 +50,10 @@ class Optimizers:
         self.betas = (options.beta1, 0.999)
         self.G = Adam(generator, lr=options.lr, betas=self.betas)
         self.D = Adam(netD.parameters(), lr=options.lr, betas=self.betas)
+        self.gradients = {
+            "G": SharedGradients(generator, world),
+            "D": SharedGradients(netD.parameters(), world),
+        }
         device = next(netG.parameters()).device.type
         scale = options.amp == "fp16"
         self.scalers = {name: amp.GradScaler(device, enabled=scale) for name in ("G", "D")}
@@ -48,13 +67,26 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.options, epoch)
 
-    def update(self, name: str, loss: Tensor) -> None:
-        """One update of "G" or "D" by the gradient of `loss`."""
-        optimizer, scaler = getattr(self, name), self.scalers[name]
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        self.G.zero_grad()
+        self.D.zero_grad()
+
+    def backward(self, name: str, loss: Tensor, last: bool = True) -> None:
+        """Add the gradient of `loss` to those of "G" or "D", and to no others.
+
+        `last`: no more are added before `step`, so that processes begin to exchange them.
+        """
+        gradients = self.gradients[name]
+        inputs = [p for p in gradients.parameters if p.requires_grad]
+        with gradients.overlapping() if last else nullcontext():
+            self.scalers[name].scale(loss).backward(inputs=inputs)
+
+    def step(self, name: str) -> None:
+        """One update of "G" or "D" by its gradients."""
+        self.gradients[name].reduce()
+        self.scalers[name].step(getattr(self, name))
+        self.scalers[name].update()
 
     def state_dict(self) -> dict:
         """States of both optimisers and scalers."""

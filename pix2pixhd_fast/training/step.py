@@ -60,7 +60,12 @@ def _for_vgg(picture: Tensor) -> Tensor:
     return pad_by_edge(picture, (VGG_LEAST_SIDE, VGG_LEAST_SIDE))
 
 
-def update(model: "Pix2PixHD", found: dict[str, Tensor]) -> None:
-    """Update G (and E) by the sum of the generator losses, then D by the mean of its two."""
-    model.optimizers.update("G", found["G_GAN"] + found["G_GAN_Feat"] + found["G_VGG"])
-    model.optimizers.update("D", (found["D_fake"] + found["D_real"]) * 0.5)
+def backward(
+    model: "Pix2PixHD", found: dict[str, Tensor], weight: float = 1.0, last: bool = True
+) -> None:
+    """Add the gradients of the losses, times `weight`: G (and E), the generator losses' sum, then
+    D, the mean of its two. `last` as in `Optimizers.backward`.
+    """
+    generator = found["G_GAN"] + found["G_GAN_Feat"] + found["G_VGG"]
+    model.optimizers.backward("G", generator * weight, last)
+    model.optimizers.backward("D", (found["D_fake"] + found["D_real"]) * (0.5 * weight), last)
