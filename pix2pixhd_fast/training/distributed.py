@@ -121,8 +121,9 @@ def joined(options: Options) -> Iterator[World]:
     """
     global _store
     size = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     elastic = dict(
-        restarted=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0,
+        restarted=restarts > 0,
         may_restart=int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0,
     )
     if size == 1:
@@ -132,7 +133,9 @@ def joined(options: Options) -> Iterator[World]:
     device = devices(options, local_size)[int(os.environ.get("LOCAL_RANK", 0))]
     if device != "cpu":
         torch.cuda.set_device(device)
-    _store, rank, size = next(dist.rendezvous("env://"))
+    store, rank, size = next(dist.rendezvous("env://"))
+    # torchrun keeps its store, and with it the addresses of processes that are gone
+    _store = dist.PrefixStore(f"pix2pixhd_fast/{restarts}", store)
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=_store, rank=rank, world_size=size)
     yield World(rank, size, device, **elastic)
@@ -177,7 +180,7 @@ def tells_of_error() -> bool:
     if _store is None:
         return int(os.environ.get("RANK", 0)) == 0
     try:
-        return _store.add("pix2pixhd_fast/error", 1) == 1
+        return _store.add("error", 1) == 1
     except RuntimeError:
         return True  # the store went with the process that kept it
 
