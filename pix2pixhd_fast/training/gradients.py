@@ -18,14 +18,15 @@ class SharedGradients:
     """Replaces the gradients of `parameters` by their mean over the processes of `world`.
 
     A step: backward passes as many as it takes, the last of them inside `with overlapping():`, then
-    `reduce()`. Gradients are moved into buckets of about `bucket_bytes`, in the order in which the
-    main process had them in its first step. The sum of a bucket begins as soon as backward has made
-    its last gradient and the sums before it have begun, so that it runs beside the rest of the
-    backward pass; `reduce` begins what is left and waits. From then on each `grad` is a view of its
-    bucket: nothing is copied back, and `zero_grad()` frees it.
+    `begin()`, and `reduce()` before the update. Gradients are moved into buckets of about
+    `bucket_bytes`, in the order in which the main process had them in its first step. The sum of a
+    bucket begins as soon as backward has made its last gradient and the sums before it have begun,
+    so that it runs beside the rest of the backward pass; `begin` begins what is left, `reduce`
+    waits. From then on each `grad` is a view of its bucket: nothing is copied back, and
+    `zero_grad()` frees it.
 
     The first step, and the first after `requires_grad` of a parameter has changed, only learns the
-    order: its sums all begin in `reduce`. Its buckets are those of later steps, so a run that was
+    order: its sums all begin in `begin`. Its buckets are those of later steps, so a run that was
     resumed adds up in the same order as one that was not. Without `overlapping` the result is the
     same, later. Alone, nothing happens.
 
@@ -59,8 +60,8 @@ class SharedGradients:
         finally:
             self._listening = False
 
-    def reduce(self) -> None:
-        """Make every gradient the mean of those of all processes."""
+    def begin(self) -> None:
+        """Begin all sums that have not begun, once no gradient is added any more; wait for none."""
         if self.world.size == 1:
             return
         self._notice_changes()
@@ -69,6 +70,10 @@ class SharedGradients:
         for i in self._with_gradient() - self._bucket_of.keys():
             raise RuntimeError(f"{self._name(i)} has a gradient, and had none in the first step")
         self._start(len(self._buckets))
+
+    def reduce(self) -> None:
+        """Make every gradient the mean of those of all processes; `begin`s what has not begun."""
+        self.begin()
         for bucket in self._buckets:
             self.world.finish_sum(bucket.work)
             bucket.work = None

@@ -81,6 +81,8 @@ class Optimizers:
         inputs = [p for p in gradients.parameters if p.requires_grad]
         with gradients.overlapping() if last else nullcontext():
             self.scalers[name].scale(loss).backward(inputs=inputs)
+        if last:
+            gradients.begin()
 
     def step(self, name: str) -> None:
         """One update of "G" or "D" by its gradients."""
