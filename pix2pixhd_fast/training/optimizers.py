@@ -72,13 +72,13 @@ class Optimizers:
         self.G.zero_grad()
         self.D.zero_grad()
 
-    def backward(self, name: str, loss: Tensor, last: bool = True) -> None:
-        """Add the gradient of `loss` to those of "G" or "D", and to no others.
+    def backward(self, name: str, loss: Tensor, last: bool = True, apart: bool = False) -> None:
+        """Add the gradient of `loss` to those of "G" or "D"; if `apart`, to no others.
 
         `last`: no more are added before `step`, so that processes begin to exchange them.
         """
         gradients = self.gradients[name]
-        inputs = [p for p in gradients.parameters if p.requires_grad]
+        inputs = [p for p in gradients.parameters if p.requires_grad] if apart else None
         with gradients.overlapping() if last else nullcontext():
             self.scalers[name].scale(loss).backward(inputs=inputs)
         if last:

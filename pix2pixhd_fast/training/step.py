@@ -66,6 +66,10 @@ def backward(
     """Add the gradients of the losses, times `weight`: G (and E), the generator losses' sum, then
     D, the mean of its two. `last` as in `Optimizers.backward`.
     """
+    optimizers, in_parts = model.optimizers, weight != 1
     generator = found["G_GAN"] + found["G_GAN_Feat"] + found["G_VGG"]
-    model.optimizers.backward("G", generator * weight, last)
-    model.optimizers.backward("D", (found["D_fake"] + found["D_real"]) * (0.5 * weight), last)
+    optimizers.backward("G", generator * weight, last, apart=in_parts)
+    if not in_parts:
+        optimizers.D.zero_grad()  # of what G's losses left in D
+    discriminator = (found["D_fake"] + found["D_real"]) * (0.5 * weight)
+    optimizers.backward("D", discriminator, last, apart=in_parts)
