@@ -177,10 +177,11 @@ class Pix2PixHD(nn.Module):
         if not self.options.load_features:
             batch = {key: value for key, value in batch.items() if key != "feat"}
         parts = self._micro_batches(batch)
-        self.optimizers.zero_grad()
         losses, fakes = dict.fromkeys(step.LOSS_NAMES, 0), []
         for number, part in enumerate(parts, start=1):
             found, fake = step.losses(self, self.encode_inputs(part))
+            if number == 1:
+                self.optimizers.zero_grad()
             weight = len(part["label"]) / len(batch["label"])
             step.backward(self, found, weight, last=number == len(parts))
             losses = {name: losses[name] + weight * found[name].detach() for name in losses}
