@@ -25,8 +25,8 @@ from pix2pixhd_fast.benchmark.running import backward_step, forward_step, runnin
 from pix2pixhd_fast.benchmark.scenes import instance_ids, labels, picture, real_scene
 from pix2pixhd_fast.model import Pix2PixHD
 from pix2pixhd_fast.nn.encoder import Encoder
-from pix2pixhd_fast.ops import instance_boundaries
 from pix2pixhd_fast.nn.losses import VGGLoss
+from pix2pixhd_fast.ops import instance_boundaries
 from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.profile import Subject, record, summarise
 from pix2pixhd_fast.semantic import SemanticMap, one_hot
