@@ -2,6 +2,7 @@
 
 from pix2pixhd_fast.ops.channel_statistics import channel_statistics
 from pix2pixhd_fast.ops.instance_boundaries import instance_boundaries
+from pix2pixhd_fast.ops.instance_mean_pool import InstanceMeans, instance_mean_pool
 from pix2pixhd_fast.ops.norm_act_conv import Conv, norm_act_conv
 from pix2pixhd_fast.ops.norm_act_pad import Norm, norm_act_pad, normalise
 from pix2pixhd_fast.ops.residual_block import Bordered, residual_block
@@ -9,9 +10,11 @@ from pix2pixhd_fast.ops.residual_block import Bordered, residual_block
 __all__ = [
     "Bordered",
     "Conv",
+    "InstanceMeans",
     "Norm",
     "channel_statistics",
     "instance_boundaries",
+    "instance_mean_pool",
     "norm_act_conv",
     "norm_act_pad",
     "normalise",
