@@ -34,27 +34,29 @@ inline void rounded(double value, float& to) { to = static_cast<float>(value); }
 inline void rounded(double value, Half& to) { from_float(static_cast<float>(value), to); }
 inline void rounded(double value, BFloat16& to) { from_float(static_cast<float>(value), to); }
 
-// lanes[i % width] += x[i]
-template <int kWidth, typename T, typename Wide>
-[[gnu::always_inline]] inline void add_values(const T* x, int64_t count, int64_t width,
-                                              Wide* lanes) {
-  const int64_t step = kWidth > 0 ? kWidth : width;
-  int64_t first = 0;
-  for (; first + step <= count; first += step) {
-    for (int64_t i = 0; i < step; ++i) lanes[i] += widened(x[first + i]);
+// lanes[i % kWidth] += x[i], in registers.
+template <int64_t kWidth, typename T, typename Wide>
+[[gnu::always_inline]] inline void add_values(const T* x, int64_t count, Wide* lanes) {
+  Wide sums[kWidth];
+  std::copy_n(lanes, kWidth, sums);
+  for (; count >= kWidth; count -= kWidth, x += kWidth) {
+    for (int64_t i = 0; i < kWidth; ++i) sums[i] += widened(x[i]);
   }
-  for (int64_t i = 0; i < step; ++i) {
-    if (i < count - first) lanes[i] += widened(x[first + i]);
+  for (int64_t i = 0; i < kWidth; ++i) {
+    if (i < count) sums[i] += widened(x[i]);
   }
+  std::copy_n(sums, kWidth, lanes);
 }
 
-// Of one channel, or of three next to each other, in loops of a known length.
+// One channel, three channels next to each other, or any number.
 template <typename T, typename Wide>
 [[gnu::always_inline]] inline void add_run_of(const T* x, int64_t count, int64_t width,
                                               Wide* lanes) {
-  if (width == kLanePixels) return add_values<kLanePixels>(x, count, width, lanes);
-  if (width == 3 * kLanePixels) return add_values<3 * kLanePixels>(x, count, width, lanes);
-  add_values<0>(x, count, width, lanes);
+  if (width == kLanePixels) return add_values<kLanePixels>(x, count, lanes);
+  if (width == 3 * kLanePixels) return add_values<3 * kLanePixels>(x, count, lanes);
+  for (; count > 0; count -= width, x += width) {
+    for (int64_t i = 0; i < std::min(count, width); ++i) lanes[i] += widened(x[i]);
+  }
 }
 
 PIX2PIXHD_FAST_SIMD void add_run(const float* x, int64_t count, int64_t width, float* lanes) {
