@@ -334,7 +334,9 @@ Tensor instance_mean_pool_cpu(const Tensor& given, const Tensor& given_ids) {
   const MemoryFormat format = last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   const Tensor features = torch::stable::contiguous(given, format);
   const Tensor ids = torch::stable::contiguous(given_ids);
-  Tensor pooled = new_tensor(format, features, features.size(2), features.size(3));
+  // No huge pages: of 24 MiB a few are missing at times, and the system takes 20 ms to make them.
+  Tensor pooled = torch::stable::empty(features.sizes(), features.scalar_type(), std::nullopt,
+                                       std::nullopt, std::nullopt, format);
   if (features.numel() == 0) return pooled;
   if (type == ScalarType::Double) {
     pool<double>(features, ids, pooled, last);

@@ -272,5 +272,5 @@ def test_eight_bit_features_are_still_read(project, tmp_path):
     Image.new("RGB", (4, 2), (0, 255, 51)).save(tmp_path / "f.png")
     assert read_picture(str(tmp_path / "f.png"), 3, "feat_num")[0, 0].tolist() == [0, 255, 51]
     np.savez(tmp_path / "two.npz", a=np.zeros((2, 2, 3)), b=np.zeros(1))
-    with pytest.raises(InputError, match="of many arrays"):
+    with pytest.raises(InputError, match="two.npz is an archive"):
         read_picture(str(tmp_path / "two.npz"), 3, "feat_num")

@@ -177,7 +177,7 @@ def _read_npy(path: str) -> np.ndarray:
             with array:
                 array = array[array.files[0]]
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or not array.size:
-        found = f"of shape {array.shape}" if isinstance(array, np.ndarray) else "of many arrays"
+        found = f"of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive"
         raise InputError(f"{path} is {found}: it must be one array of shape [H, W] or [H, W, C]")
     return _native(array)
 
