@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pix2pixhd_fast.data.synthetic import scene, write_dataset
+from pix2pixhd_fast.features.encoding import FeatureEncoder
 from pix2pixhd_fast.inference.full_size import Measurement, measure_paper_size
 from pix2pixhd_fast.inference.synthesizer import Pictures, Synthesizer
 from pix2pixhd_fast.model import Pix2PixHD
@@ -19,6 +20,7 @@ from pix2pixhd_fast.training.trainer import Trainer
 WIDTH, HEIGHT = 256, 128
 TRAIN, TEST = 120, 6
 LEAST_EPOCHS, MOST_EPOCHS = 2, 8
+STYLES = 6
 PATIENCE = 1.4  # training ends after so many times the minutes, where the machine got slower
 NETWORKS = dict(
     netG="local",
@@ -57,7 +59,9 @@ class Demo:
         epochs = self._affordable_epochs()
         trainer = Trainer(Options(**self._common(), **self._training(epochs)))
         trainer.run(self.minutes * PATIENCE)
-        rows = dict(self._synthesizer().pictures())
+        rows = dict(self._synthesizer(use_encoded_image=True).pictures())
+        FeatureEncoder(Options(isTrain=False, phase="train", **self._common())).encode()
+        _, styles = next(self._synthesizer(styles=STYLES).pictures())
         print(
             "running the generator of the paper once at 2048x1024 (random weights) ...", flush=True
         )
@@ -68,7 +72,7 @@ class Demo:
         )
         minutes = (time.perf_counter() - start) / 60
         facts = self._facts(trainer, measured, minutes)
-        return self._write_page(rows, trainer.folder / "loss_curves.png", facts)
+        return self._write_page(rows, styles, trainer.folder / "loss_curves.png", facts)
 
     def _common(self) -> dict:
         return dict(
@@ -111,11 +115,9 @@ class Demo:
         epochs = int(self.minutes * 60 / (sorted(seconds)[2] * TRAIN))
         return min(max(epochs, LEAST_EPOCHS), MOST_EPOCHS)
 
-    def _synthesizer(self) -> Synthesizer:
+    def _synthesizer(self, **flags) -> Synthesizer:
         results = str(self.folder / "results")
-        return Synthesizer(
-            Options(isTrain=False, use_encoded_image=True, results_dir=results, **self._common())
-        )
+        return Synthesizer(Options(isTrain=False, results_dir=results, **flags, **self._common()))
 
     def _paper_size(self) -> Measurement:
         street = scene(2048, 1024, self.seed)
@@ -135,7 +137,11 @@ class Demo:
         ]
 
     def _write_page(
-        self, rows: dict[str, Pictures], curves: Path, facts: list[tuple[str, str]]
+        self,
+        rows: dict[str, Pictures],
+        styles: Pictures,
+        curves: Path,
+        facts: list[tuple[str, str]],
     ) -> Path:
         page = Page(self.folder, "pix2pixhd_fast: demo")
         page.text(
@@ -144,11 +150,14 @@ class Demo:
             "drawing, through the encoder, as one mean per object."
         )
         for number, pictures in enumerate(rows.values(), start=1):
-            named = {f"{number}_{what}.png": array for what, array in pictures.items()}
-            for name, array in named.items():
-                save_picture(array, page.images / name)
             page.header(f"Scene {number}")
-            page.pictures([(name, name[2:-4].replace("_", " ")) for name in named], 2 * WIDTH)
+            _add_pictures(page, pictures, str(number), 2 * WIDTH)
+        page.header("Styles")
+        page.text(
+            "One label map, several pictures: every object is given the features of one of the "
+            "clusters of its class, drawn anew for each picture. No drawing is looked at."
+        )
+        _add_pictures(page, styles, "styles", WIDTH)
         (page.images / "losses.png").write_bytes(curves.read_bytes())
         page.header("Losses")
         page.figure("losses.png", "losses of the training")
@@ -156,7 +165,22 @@ class Demo:
         page.table(("what", "value"), facts)
         page.save()
         save_picture(contact_sheet(list(rows.values())[:3]), self.folder / "pictures.png")
+        save_picture(contact_sheet(in_rows(styles)), self.folder / "styles.png")
         return self.folder / "index.html"
+
+
+def _add_pictures(page: Page, pictures: Pictures, prefix: str, width: int) -> None:
+    """Save the pictures and add a row of them."""
+    for what, array in pictures.items():
+        save_picture(array, page.images / f"{prefix}_{what}.png")
+    names = [(f"{prefix}_{what}.png", what.replace("_", " ")) for what in pictures]
+    page.pictures(names, width)
+
+
+def in_rows(styles: Pictures, columns: int = 3) -> list[Pictures]:
+    """The synthesised pictures, without what they were made of, a few in each row."""
+    made = [(what, array) for what, array in styles.items() if what.startswith("style_")]
+    return [dict(made[i : i + columns]) for i in range(0, len(made), columns)]
 
 
 def contact_sheet(rows: list[Pictures]) -> np.ndarray:

@@ -21,8 +21,9 @@ class Options:
 
     Keyword arguments only. Raises `InputError`, one sentence, for a value or a combination that
     cannot work. Ours: `isTrain`, `device`, `amp`, `seed`, `micro_batch`, `checkpoint`,
-    `memory_limit`, `vgg_weights`, `ignore_label`. `phase` defaults to "train" or "test" by
-    `isTrain`. Sizes are in pixels, frequencies in images, `niter*` in epochs, memory in GiB.
+    `memory_limit`, `vgg_weights`, `ignore_label`, `style_seed`, `styles`. `phase` defaults to
+    "train" or "test" by `isTrain`. Sizes are in pixels, frequencies in images, `niter*` in epochs,
+    memory in GiB.
     """
 
     # experiment
@@ -91,7 +92,7 @@ class Options:
     load_features: bool = _option(False, "read precomputed features from the _feat folder")
     n_downsample_E: int = _option(4, "stride-2 layers of the encoder")
     nef: int = _option(16, "channels of the first layer of the encoder")
-    n_clusters: int = _option(10, "accepted as in the original, without effect")
+    n_clusters: int = _option(10, "clusters of features per class that encode-features makes")
 
     # loading
     phase: str = _option("", "prefix of the data folders (default: train or test)")
@@ -152,8 +153,12 @@ class Options:
         False, "features come from the real picture, through E", "test"
     )
     cluster_path: str = _option(
-        "features_clustered_010.npy", "accepted as in the original, without effect", "test"
+        "features_clustered_010.npy",
+        "clusters beside the checkpoint that features are drawn from (.npy or .npz)",
+        "test",
     )
+    style_seed: int = _option(0, "seed of the features that are drawn from clusters", "test")
+    styles: int = _option(1, "pictures of each label map, with features drawn anew", "test")
 
     def __post_init__(self):
         for option in fields(self):
@@ -234,17 +239,18 @@ class Options:
 
 _AT_LEAST = {
     0: "niter niter_decay niter_fix_global n_blocks_global n_blocks_local nThreads pool_size "
-    "label_nc seed micro_batch",
+    "label_nc seed micro_batch style_seed",
     1: "batchSize loadSize fineSize input_nc output_nc display_winsize ngf n_downsample_global "
     "n_local_enhancers feat_num n_downsample_E nef n_clusters display_freq print_freq "
-    "save_latest_freq save_epoch_freq num_D n_layers_D ndf max_dataset_size ntest how_many",
+    "save_latest_freq save_epoch_freq num_D n_layers_D ndf max_dataset_size ntest how_many "
+    "styles",
 }
 
 _AT_MOST = {
     # each halves the picture, or doubles the channels: typing errors, before they fill the memory
     10: "n_downsample_global n_local_enhancers n_downsample_E num_D",
     2**31 - 1: "label_nc ignore_label",
-    2**63 - 1: "seed",
+    2**63 - 1: "seed style_seed",
 }
 
 
@@ -287,6 +293,11 @@ def _check_combinations(o: Options) -> None:
     if o.load_features and not o.use_features:
         raise InputError(
             "load_features needs instance_feat or label_feat, which say what to do with them"
+        )
+    if o.styles > 1 and (not o.gen_features or o.use_encoded_image):
+        raise InputError(
+            f"styles are drawn from feature clusters: {o.styles} of them need instance_feat or "
+            "label_feat, without use_encoded_image and load_features"
         )
     if not o.isTrain:
         return

@@ -30,7 +30,7 @@ def test_every_op_describes_its_launches():
              if name.startswith("pix2pixhd_fast::")}  # fmt: skip
     composed = {op._opname for op in COMPOSED if op.namespace == "pix2pixhd_fast"}
     assert composed <= names and set(described_ops()) <= names
-    cuda = {"instance_boundaries", "label_conv2d", "label_conv2d_backward"}
+    cuda = {"instance_boundaries", "instance_mean_pool", "label_conv2d", "label_conv2d_backward"}
     alone = {*LAUNCHERS, *cuda, "to_channels_last", "to_default_format"}
     for loss in ("feature_matching_loss", "multiscale_gan_loss"):
         alone |= {f"{loss}_forward", f"{loss}_backward"}

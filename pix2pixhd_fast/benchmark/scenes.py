@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pix2pixhd_fast.data.images import instance_type, read_instances
+
 # Of a Cityscapes map 90 % of the pixels have a 7x7 neighbourhood without an edge; of squares of
 # this side (122 / 128)^2 = 91 %. Small pictures have smaller ones: where all is of one label, norms
 # blow rounding errors up.
@@ -21,6 +23,20 @@ def instance_ids(size: tuple[int, int], batch: int, dtype: torch.dtype) -> Tenso
     rows, columns = torch.arange(height) // block, torch.arange(width) // block
     ids = rows[:, None] * (width // block + 1) + columns
     return ids.to(dtype).expand(batch, 1, height, width).contiguous()
+
+
+def real_instance_maps() -> list[Path]:
+    """The instance maps below PIX2PIXHD_FAST_CITYSCAPES, by name; none where it is unset."""
+    folder = os.getenv("PIX2PIXHD_FAST_CITYSCAPES")
+    return sorted(Path(folder, "train_inst").glob("*.png")) if folder else []
+
+
+def real_ids(path: Path, size: tuple[int, int], batch: int) -> Tensor:
+    """The instance map of a file, nearest neighbour, as [N, 1, H, W]."""
+    ids = read_instances(str(path))
+    rows, columns = (np.arange(n) * old // n for n, old in zip(size[::-1], ids.shape, strict=True))
+    seen = torch.from_numpy(ids[rows[:, None], columns].astype(instance_type(ids)))
+    return seen.expand(batch, 1, *seen.shape).contiguous()
 
 
 def labels(size: tuple[int, int], batch: int, label_nc: int) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import Field, fields
 from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.options import NO_LIMIT, Options
 
+_ALIASES = {"style_seed": ["--style-seed"]}
 # flags of the original that lead to TensorRT and ONNX there
 _REFUSED = ("export_onnx", "engine", "onnx")
 
@@ -22,6 +23,7 @@ def add_option_flags(parser: argparse.ArgumentParser, command: str) -> None:
             choices = option.metadata["choices"]
             parser.add_argument(
                 flag,
+                *_ALIASES.get(option.name, []),
                 type=option.type,
                 default=argparse.SUPPRESS,
                 metavar="{" + ",".join(choices) + "}" if choices else option.type.__name__.upper(),

@@ -8,13 +8,25 @@ from typing import NoReturn
 import torch
 
 import pix2pixhd_fast
-from pix2pixhd_fast.cli import bench, demo, doctor, kernels, memory, test, train
+from pix2pixhd_fast.cli import (
+    bench,
+    demo,
+    doctor,
+    encode_features,
+    kernels,
+    memory,
+    precompute_features,
+    test,
+    train,
+)
 from pix2pixhd_fast.errors import InputError, NotFiniteError
 from pix2pixhd_fast.training.distributed import PeerLost, linger, tells_of_error
 
 COMMANDS = {
     "train": train,
     "test": test,
+    "encode-features": encode_features,
+    "precompute-features": precompute_features,
     "demo": demo,
     "memory": memory,
     "kernels": kernels,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.options import Options
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp", ".npy")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp", ".npy", ".npz")
 
 _CITYSCAPES = re.compile(
     r"_(leftImg8bit|gt(Fine|Coarse)_(labelIds|instanceIds|labelTrainIds|color))$"

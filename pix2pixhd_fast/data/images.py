@@ -11,6 +11,7 @@ from PIL import Image
 from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.options import Options
 
+ARRAYS = (".npy", ".npz")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 _TIFF_BITS, _TIFF_SAMPLE_FORMAT = 258, 339
@@ -42,9 +43,9 @@ def label_type(options: Options) -> type[np.integer]:
 def read_instances(path: str) -> np.ndarray:
     """Instance map of a file: instance ids [H, W] in the integer type of the file.
 
-    8-, 16- and 32-bit files and `.npy` arrays of any integer type are decoded without overflow.
-    Raises `InputError` for a file that cannot be decoded, that has more than one channel, or that
-    holds an id above 2**63 - 1.
+    8-, 16- and 32-bit files and arrays of any integer type are decoded without overflow. Raises
+    `InputError` for a file that cannot be decoded, that has more than one channel, or that holds an
+    id above 2**63 - 1.
     """
     ids = _read_ids(path, "instance map")
     if ids.dtype == np.uint64 and ids.max() > _INT64.max:
@@ -68,7 +69,7 @@ def read_picture(path: str, channels: int, option: str) -> np.ndarray:
     [H, W, C] with exactly `channels` channels of uint8, uint16 or floating point. `option` names
     the option that asks for `channels`, for messages. Raises `InputError` for anything else.
     """
-    if path.lower().endswith(".npy"):
+    if path.lower().endswith(ARRAYS):
         array = _read_npy(path)
         array = array[:, :, None] if array.ndim == 2 else array
         if array.shape[2:] != (channels,):
@@ -80,6 +81,14 @@ def read_picture(path: str, channels: int, option: str) -> np.ndarray:
     with _opened(path) as image:
         array = _decode_picture(image, path, channels, option)
     return _picture_values(array, path)
+
+
+def read_size(path: str) -> tuple[int, int]:
+    """Height and width of a picture or map, of which no more is read than that needs."""
+    if path.lower().endswith(ARRAYS):
+        return _read_npy(path).shape[:2]
+    with _opened(path) as image:
+        return image.height, image.width
 
 
 def _decode_picture(image: Image.Image, path: str, channels: int, option: str) -> np.ndarray:
@@ -118,7 +127,7 @@ def _picture_values(array: np.ndarray, path: str) -> np.ndarray:
 
 def _read_ids(path: str, content: str) -> np.ndarray:
     """Ids [H, W] of any native integer type."""
-    if path.lower().endswith(".npy"):
+    if path.lower().endswith(ARRAYS):
         ids = _read_npy(path)
         ids = ids[:, :, 0] if ids.ndim == 3 and ids.shape[2] == 1 else ids
         found = f"shape {ids.shape}"
@@ -164,6 +173,9 @@ def _read_npy(path: str) -> np.ndarray:
     """Array of two or three dimensions, none empty, in native byte order."""
     with _explained(path):
         array = np.load(path, allow_pickle=False)
+        if isinstance(array, np.lib.npyio.NpzFile) and len(array.files) == 1:
+            with array:
+                array = array[array.files[0]]
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or not array.size:
         found = f"of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive"
         raise InputError(f"{path} is {found}: it must be one array of shape [H, W] or [H, W, C]")

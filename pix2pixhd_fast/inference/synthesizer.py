@@ -12,6 +12,7 @@ from torch import Tensor
 from pix2pixhd_fast.checkpoints import CheckpointFolder
 from pix2pixhd_fast.data import AlignedDataset, make_loader
 from pix2pixhd_fast.errors import InputError
+from pix2pixhd_fast.features.bank import bank_of
 from pix2pixhd_fast.model import Pix2PixHD
 from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.report import ResultsPage, image_to_rgb, label_to_rgb
@@ -26,7 +27,9 @@ class Synthesizer:
 
     The constructor finds data and checkpoint, and fails for bad input. As in the original, one
     picture at a time (whatever `batchSize`), in order, at most `how_many`. In a `world` of several
-    processes picture i is made by process i modulo their number.
+    processes picture i is made by process i modulo their number. Instance features come from the
+    real picture (`use_encoded_image`), from files (`load_features`), or from `bank`, the clusters
+    of `cluster_path`, whose instances may be set before `run`.
     """
 
     def __init__(self, options: Options, world: World = ALONE):
@@ -34,11 +37,7 @@ class Synthesizer:
         o = self.options = replace(options, batchSize=1)
         if o.isTrain:
             raise InputError("options must be made with isTrain=False, got isTrain=True")
-        if o.gen_features and not o.use_encoded_image:
-            raise InputError(
-                "instance features need a source: add use_encoded_image (from the real pictures) "
-                "or load_features"
-            )
+        self.bank = bank_of(o) if o.gen_features and not o.use_encoded_image else None
         self.dataset = AlignedDataset(o)
         self.count = min(o.how_many, len(self.dataset))
         self.own = range(world.rank, self.count, world.size)
@@ -50,8 +49,8 @@ class Synthesizer:
     def run(self) -> Path:
         """Write `<results_dir>/<name>/<phase>_<which_epoch>/index.html`; return its path.
 
-        One row per picture: input, synthesised and, with `use_encoded_image`, real. The page is
-        there from the first picture on.
+        One row per picture: input, synthesised (with `styles` that many) and, with
+        `use_encoded_image`, real. The page is there from the first picture on.
         """
         o, world = self.options, self.world
         title = f"Results of {o.name}: {o.phase}, checkpoint {o.which_epoch}"
@@ -67,8 +66,9 @@ class Synthesizer:
             if world.main:
                 page.save()
         if world.main:
-            each = self.seconds / len(self.own)
-            print(f"{self.count} pictures, {each:.3f} s each: {self.folder / 'index.html'}")
+            each = f"{self.seconds / len(self.own):.3f} s each"
+            styles = f" for {o.styles} styles" if o.styles > 1 else ""
+            print(f"{self.count} pictures, {each}{styles}: {self.folder / 'index.html'}")
         return self.folder / "index.html"
 
     def pictures(self) -> Iterator[tuple[str, Pictures]]:
@@ -84,18 +84,30 @@ class Synthesizer:
             for batch, _ in zip(loader, self.own, strict=False):
                 start = time.perf_counter()
                 maps = {key: batch.get(key) for key in ("label", "inst", "image", "feat")}
-                fake = self.model.synthesize(**maps).cpu()
+                fakes = [
+                    self.model.synthesize(**maps | self._drawn(batch, style)).cpu()
+                    for style in range(self.options.styles)
+                ]
                 self.seconds += time.perf_counter() - start
-                yield Path(batch["path"][0]).stem, self._pictures(batch, fake)
+                yield Path(batch["path"][0]).stem, self._pictures(batch, fakes)
                 bar.update()
 
-    def _pictures(self, batch: dict[str, Tensor], fake: Tensor) -> Pictures:
+    def _drawn(self, batch: dict[str, Tensor], style: int) -> dict[str, Tensor]:
+        """Features from the clusters; nothing where they come from elsewhere."""
+        if self.bank is None:
+            return {}
+        ids = batch["label" if self.options.label_feat else "inst"]
+        return {"feat": self.bank.sample(ids, self.options.style_seed + style)}
+
+    def _pictures(self, batch: dict[str, Tensor], fakes: list[Tensor]) -> Pictures:
         label_nc = self.options.label_nc
         label = batch["label"][0]
         pictures = {
             "input_label": label_to_rgb(label, label_nc) if label_nc else image_to_rgb(label),
-            "synthesized_image": image_to_rgb(fake[0]),
         }
+        for style, fake in enumerate(fakes, start=1):
+            what = "synthesized_image" if len(fakes) == 1 else f"style_{style}"
+            pictures[what] = image_to_rgb(fake[0])
         if "image" in batch:
             pictures["real_image"] = image_to_rgb(batch["image"][0])
         return pictures

@@ -3,6 +3,7 @@
 from pix2pixhd_fast.ops.channel_statistics import channel_statistics
 from pix2pixhd_fast.ops.feature_matching_loss import Feature, feature_matching_loss
 from pix2pixhd_fast.ops.instance_boundaries import instance_boundaries
+from pix2pixhd_fast.ops.instance_mean_pool import InstanceMeans, instance_mean_pool
 from pix2pixhd_fast.ops.label_conv2d import label_conv2d
 from pix2pixhd_fast.ops.multiscale_gan_loss import multiscale_gan_loss
 from pix2pixhd_fast.ops.norm_act_conv import Conv, norm_act_conv
@@ -14,12 +15,14 @@ __all__ = [
     "Bordered",
     "Conv",
     "Feature",
+    "InstanceMeans",
     "Norm",
     "channel_statistics",
     "feature_matching_loss",
     "instance_boundaries",
     "label_conv2d",
     "multiscale_gan_loss",
+    "instance_mean_pool",
     "norm_act_conv",
     "norm_act_pad",
     "normalise",

@@ -1,0 +1,353 @@
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "pictures.h"
+#include "simd.h"
+
+// An instance map is runs of equal ids along its rows. One pass finds the runs and sums them, chunk
+// by chunk; the sums of all chunks are added in their order; a second pass fills the runs. So
+// features are read once, ids once, and what a pixel costs does not depend on the number of
+// instances.
+namespace {
+
+// Pixels of a chunk, some 50 us; its boundaries do not depend on the number of threads, and neither
+// do the sums.
+constexpr int64_t kPixels = 32768;
+// An instance is summed in this many lanes of float for each channel, at most kAdditions to each,
+// then in double: its runs, of some 100 pixels, are not folded one by one.
+constexpr int64_t kLanePixels = 16;
+constexpr int64_t kAdditions = 64;
+
+[[gnu::always_inline]] inline double widened(double x) { return x; }
+[[gnu::always_inline]] inline float widened(float x) { return x; }
+[[gnu::always_inline]] inline float widened(Half x) { return to_float(x); }
+[[gnu::always_inline]] inline float widened(BFloat16 x) { return to_float(x); }
+
+inline void rounded(double value, double& to) { to = value; }
+inline void rounded(double value, float& to) { to = static_cast<float>(value); }
+inline void rounded(double value, Half& to) { from_float(static_cast<float>(value), to); }
+inline void rounded(double value, BFloat16& to) { from_float(static_cast<float>(value), to); }
+
+// lanes[i % kWidth] += x[i], in registers.
+template <int64_t kWidth, typename T, typename Wide>
+[[gnu::always_inline]] inline void add_values(const T* x, int64_t count, Wide* lanes) {
+  Wide sums[kWidth];
+  std::copy_n(lanes, kWidth, sums);
+  for (; count >= kWidth; count -= kWidth, x += kWidth) {
+    for (int64_t i = 0; i < kWidth; ++i) sums[i] += widened(x[i]);
+  }
+  for (int64_t i = 0; i < kWidth; ++i) {
+    if (i < count) sums[i] += widened(x[i]);
+  }
+  std::copy_n(sums, kWidth, lanes);
+}
+
+// One channel, three channels next to each other, or any number.
+template <typename T, typename Wide>
+[[gnu::always_inline]] inline void add_run_of(const T* x, int64_t count, int64_t width,
+                                              Wide* lanes) {
+  if (width == kLanePixels) return add_values<kLanePixels>(x, count, lanes);
+  if (width == 3 * kLanePixels) return add_values<3 * kLanePixels>(x, count, lanes);
+  for (; count > 0; count -= width, x += width) {
+    for (int64_t i = 0; i < std::min(count, width); ++i) lanes[i] += widened(x[i]);
+  }
+}
+
+PIX2PIXHD_FAST_SIMD void add_run(const float* x, int64_t count, int64_t width, float* lanes) {
+  add_run_of(x, count, width, lanes);
+}
+PIX2PIXHD_FAST_SIMD void add_run(const double* x, int64_t count, int64_t width, double* lanes) {
+  add_run_of(x, count, width, lanes);
+}
+PIX2PIXHD_FAST_SIMD void add_run(const Half* x, int64_t count, int64_t width, float* lanes) {
+  add_run_of(x, count, width, lanes);
+}
+PIX2PIXHD_FAST_SIMD void add_run(const BFloat16* x, int64_t count, int64_t width, float* lanes) {
+  add_run_of(x, count, width, lanes);
+}
+
+// The first pixel at or behind `p` whose id is not that of `p`, at most `end`.
+template <typename Id>
+[[gnu::always_inline]] inline int64_t run_end_of(const Id* ids, int64_t p, int64_t end) {
+  const Id id = ids[p];
+  for (; p + kLanePixels <= end; p += kLanePixels) {
+    Id difference = 0;
+    for (int64_t i = 0; i < kLanePixels; ++i) difference |= ids[p + i] ^ id;
+    if (difference != 0) break;
+  }
+  while (p < end && ids[p] == id) ++p;
+  return p;
+}
+
+PIX2PIXHD_FAST_SIMD int64_t run_end(const int32_t* ids, int64_t p, int64_t end) {
+  return run_end_of(ids, p, end);
+}
+PIX2PIXHD_FAST_SIMD int64_t run_end(const int64_t* ids, int64_t p, int64_t end) {
+  return run_end_of(ids, p, end);
+}
+
+// Numbers ids 0, 1, 2, ... in the order in which they come. Open addressing, at most half full.
+template <typename Id>
+class Numbers {
+ public:
+  int32_t of(Id id) {
+    if (2 * ids_.size() >= table_.size()) grow();
+    int32_t& found = table_[place(id)];
+    if (found < 0) {
+      found = static_cast<int32_t>(ids_.size());
+      ids_.push_back(id);
+    }
+    return found;
+  }
+
+  // Of an id that has one.
+  int32_t known(Id id) const { return table_[place(id)]; }
+
+  const std::vector<Id>& ids() const { return ids_; }
+
+ private:
+  size_t place(Id id) const {
+    const uint64_t mixed = static_cast<uint64_t>(id) * 0x9e3779b97f4a7c15u;
+    size_t at = (mixed >> 32) & (table_.size() - 1);
+    while (table_[at] >= 0 && ids_[table_[at]] != id) at = (at + 1) & (table_.size() - 1);
+    return at;
+  }
+
+  void grow() {
+    table_.assign(std::max<size_t>(64, 2 * table_.size()), -1);
+    for (size_t i = 0; i < ids_.size(); ++i) table_[place(ids_[i])] = static_cast<int32_t>(i);
+  }
+
+  std::vector<Id> ids_;
+  std::vector<int32_t> table_;
+};
+
+struct Run {
+  int32_t pixels;
+  int32_t number;  // of its instance in the chunk
+};
+
+// Instances, of a chunk or of an image: sums [instances, channels].
+template <typename Id>
+struct Sums {
+  int64_t channels;
+  Numbers<Id> numbers;
+  std::vector<double> sums;
+  std::vector<int64_t> areas;
+
+  int32_t number_of(Id id) {
+    const int32_t number = numbers.of(id);
+    if (static_cast<size_t>(number) == areas.size()) {
+      areas.push_back(0);
+      sums.resize(sums.size() + channels);
+    }
+    return number;
+  }
+
+  void add(const Sums& other) {
+    for (size_t i = 0; i < other.areas.size(); ++i) {
+      const int32_t number = number_of(other.numbers.ids()[i]);
+      areas[number] += other.areas[i];
+      for (int64_t c = 0; c < channels; ++c) {
+        sums[number * channels + c] += other.sums[i * channels + c];
+      }
+    }
+  }
+};
+
+template <typename Id>
+struct Chunk {
+  Sums<Id> instances;
+  std::vector<Run> runs;
+};
+
+// The instances of a chunk while they are summed: lanes [instances, channels * kLanePixels].
+template <typename Id, typename T>
+class Summation {
+ public:
+  Summation(const T* x, int64_t channels, int64_t pixels, bool last)
+      : x_(x), channels_(channels), pixels_(pixels), last_(last) {
+    chunk_.instances.channels = channels;
+  }
+
+  // Pixels of one id, from `first` on.
+  void add(Id id, int64_t first, int64_t count) {
+    const int32_t number = chunk_.instances.number_of(id);
+    chunk_.instances.areas[number] += count;
+    chunk_.runs.push_back({static_cast<int32_t>(count), number});
+    if (static_cast<size_t>(number) == additions_.size()) {
+      additions_.push_back(0);
+      lanes_.resize(lanes_.size() + width());
+    }
+    for (const int64_t end = first + count; first < end;) {
+      const int64_t most = (kAdditions - additions_[number]) * kLanePixels;
+      const int64_t now = std::min(end - first, most);
+      add_to(lanes_.data() + number * width(), first, now);
+      additions_[number] += ceil_div(now, kLanePixels);
+      if (additions_[number] == kAdditions) fold(number);
+      first += now;
+    }
+  }
+
+  Chunk<Id> finish() {
+    for (size_t i = 0; i < additions_.size(); ++i) fold(static_cast<int32_t>(i));
+    return std::move(chunk_);
+  }
+
+ private:
+  using Wide = decltype(widened(T{}));
+
+  int64_t width() const { return channels_ * kLanePixels; }
+
+  void add_to(Wide* lanes, int64_t first, int64_t count) const {
+    if (last_) return add_run(x_ + first * channels_, count * channels_, width(), lanes);
+    for (int64_t c = 0; c < channels_; ++c) {
+      add_run(x_ + c * pixels_ + first, count, kLanePixels, lanes + c * kLanePixels);
+    }
+  }
+
+  void fold(int32_t number) {
+    Wide* lanes = lanes_.data() + number * width();
+    double* sums = chunk_.instances.sums.data() + number * channels_;
+    for (int64_t i = 0; i < width(); ++i) sums[last_ ? i % channels_ : i / kLanePixels] += lanes[i];
+    std::fill_n(lanes, width(), Wide{0});
+    additions_[number] = 0;
+  }
+
+  const T* x_;
+  const int64_t channels_, pixels_;
+  const bool last_;
+  Chunk<Id> chunk_;
+  std::vector<Wide> lanes_;
+  std::vector<int64_t> additions_;
+};
+
+template <typename Id, typename T>
+struct Pool {
+  const Id* ids;      // [images, pixels]
+  const T* features;  // [images, channels, pixels], with `last` [images, pixels, channels]
+  T* pooled;
+  int64_t images, channels, pixels;
+  bool last;
+
+  int64_t chunks() const { return ceil_div(pixels, kPixels); }
+
+  Chunk<Id> sum(int64_t image, int64_t first) const {
+    const int64_t end = std::min(pixels, first + kPixels);
+    const Id* own = ids + image * pixels;
+    Summation<Id, T> summation(features + image * channels * pixels, channels, pixels, last);
+    for (int64_t p = first, next; p < end; p = next) {
+      next = run_end(own, p, end);
+      summation.add(own[p], p, next - p);
+    }
+    return summation.finish();
+  }
+
+  // `means` [instances, channels] of the image, `numbers` of its instances.
+  void fill(const Chunk<Id>& chunk, int64_t image, int64_t first, const Numbers<Id>& numbers,
+            const std::vector<T>& means) const {
+    std::vector<int32_t> global;
+    for (const Id id : chunk.instances.numbers.ids()) global.push_back(numbers.known(id));
+    T* y = pooled + image * channels * pixels;
+    for (int64_t p = first; const Run& run : chunk.runs) {
+      const T* mean = means.data() + global[run.number] * channels;
+      if (last) {
+        T* to = y + p * channels;
+        for (int64_t i = 0; i < run.pixels; ++i, to += channels) std::copy_n(mean, channels, to);
+      } else {
+        for (int64_t c = 0; c < channels; ++c) std::fill_n(y + c * pixels + p, run.pixels, mean[c]);
+      }
+      p += run.pixels;
+    }
+  }
+
+  std::vector<T> means_of(const Sums<Id>& whole) const {
+    std::vector<T> means(whole.sums.size());
+    for (size_t i = 0; i < means.size(); ++i) {
+      rounded(whole.sums[i] / static_cast<double>(whole.areas[i / channels]), means[i]);
+    }
+    return means;
+  }
+
+  void run() const {
+    std::vector<Chunk<Id>> parts(images * chunks());
+    parallel_for(0, images * chunks(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        parts[i] = sum(i / chunks(), i % chunks() * kPixels);
+      }
+    });
+    for (int64_t image = 0; image < images; ++image) {
+      Sums<Id> whole{channels, {}, {}, {}};
+      const Chunk<Id>* own = parts.data() + image * chunks();
+      for (int64_t i = 0; i < chunks(); ++i) whole.add(own[i].instances);
+      const std::vector<T> means = means_of(whole);
+      parallel_for(0, chunks(), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          fill(own[i], image, i * kPixels, whole.numbers, means);
+        }
+      });
+    }
+  }
+};
+
+template <typename T>
+void pool(const Tensor& features, const Tensor& ids, Tensor& pooled, bool last) {
+  const auto run = [&]<typename Id>(Id) {
+    Pool<Id, T>{static_cast<const Id*>(ids.const_data_ptr()),
+                static_cast<const T*>(features.const_data_ptr()),
+                static_cast<T*>(pooled.mutable_data_ptr()),
+                features.size(0),
+                features.size(1),
+                features.size(2) * features.size(3),
+                last}
+        .run();
+  };
+  if (ids.scalar_type() == ScalarType::Int) return run(int32_t{});
+  run(int64_t{});
+}
+
+// Dense in that format and not in the default one.
+bool is_channels_last(const Tensor& x) {
+  int64_t stride = 1;
+  for (const int64_t dim : {1, 3, 2, 0}) {
+    if (x.size(dim) > 1 && x.stride(dim) != stride) return false;
+    stride *= x.size(dim);
+  }
+  return !x.is_contiguous();
+}
+
+Tensor instance_mean_pool_cpu(const Tensor& given, const Tensor& given_ids) {
+  const ScalarType type = given.scalar_type(), id_type = given_ids.scalar_type();
+  STD_TORCH_CHECK(given.dim() == 4 && given_ids.dim() == 4 && given_ids.size(1) == 1 &&
+                      given_ids.size(0) == given.size(0) && given_ids.size(2) == given.size(2) &&
+                      given_ids.size(3) == given.size(3),
+                  "instance_mean_pool: ids must be [N, 1, H, W] of features [N, C, H, W]");
+  STD_TORCH_CHECK(id_type == ScalarType::Int || id_type == ScalarType::Long,
+                  "instance_mean_pool: ids must be int32 or int64");
+  const bool last = is_channels_last(given);
+  const MemoryFormat format = last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+  const Tensor features = torch::stable::contiguous(given, format);
+  const Tensor ids = torch::stable::contiguous(given_ids);
+  // No huge pages: of 24 MiB a few are missing at times, and the system takes 20 ms to make them.
+  Tensor pooled = torch::stable::empty(features.sizes(), features.scalar_type(), std::nullopt,
+                                       std::nullopt, std::nullopt, format);
+  if (features.numel() == 0) return pooled;
+  if (type == ScalarType::Double) {
+    pool<double>(features, ids, pooled, last);
+  } else {
+    with_type(features, [&]<typename T>() { pool<T>(features, ids, pooled, last); });
+  }
+  return pooled;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pix2pixhd_fast, CPU, m) {
+  m.impl("instance_mean_pool", TORCH_BOX(&instance_mean_pool_cpu));
+}
