@@ -12,7 +12,13 @@ from pix2pixhd_fast.nn.losses import GANLoss, VGGLoss
 from pix2pixhd_fast.nn.norms import keep_running_statistics
 from pix2pixhd_fast.ops.instance_boundaries import instance_boundaries
 from pix2pixhd_fast.options import Options
-from pix2pixhd_fast.semantic import SemanticMap, append_channels, pad_by_edge
+from pix2pixhd_fast.semantic import (
+    SemanticMap,
+    append_channels,
+    check_labels,
+    one_hot,
+    pad_by_edge,
+)
 from pix2pixhd_fast.training import step
 from pix2pixhd_fast.training.distributed import ALONE, World
 from pix2pixhd_fast.training.optimizers import Optimizers
@@ -135,18 +141,19 @@ class Pix2PixHD(nn.Module):
         maps = {k: pad_by_edge(v, padded) for k, v in on_device.items() if k != "image"}
         ids = None
         if o.use_features:
-            ids = maps["label"].labels if o.label_feat else maps["inst"]
+            ids = maps["label" if o.label_feat else "inst"]
+            ids = ids.labels if isinstance(ids, SemanticMap) else ids
         scene = self._scene(maps)
         return Inputs(size, padded, scene, ids, maps.get("feat"), on_device.get("image"))
 
     def _scene(self, maps: dict[str, Tensor | SemanticMap]) -> Tensor | SemanticMap:
         """Labels and boundaries as the networks read them."""
-        scene = maps["label"]
-        edges = None if self.options.no_instance else instance_boundaries(maps["inst"])
-        if not isinstance(scene, SemanticMap):
-            return scene if edges is None else torch.cat((scene, edges.float()), dim=1)
-        scene = scene.with_edges(edges)
-        return scene.to_dense() if current_backend() == "eager" else scene
+        o, label = self.options, maps["label"]
+        edges = None if o.no_instance else instance_boundaries(maps["inst"])
+        if isinstance(label, SemanticMap):
+            return label.with_edges(edges)
+        scene = one_hot(label, o.label_nc, o.ignore_label) if o.label_nc else label
+        return scene if edges is None else torch.cat((scene, edges.float()), dim=1)
 
     def generate(self, inputs: Inputs) -> Tensor:
         """Run E where features are used and not given, then G.
@@ -285,7 +292,7 @@ def _typed(tensor: Tensor, key: str, ids: bool) -> Tensor:
 
 
 def _checked(batch: Batch, o: Options) -> dict[str, Tensor | SemanticMap]:
-    """The entries that the options use, label ids as a `SemanticMap`.
+    """The entries that the options use, label ids as a `SemanticMap` unless under "eager".
 
     Raises `InputError` where one is missing or does not fit.
     """
@@ -307,6 +314,8 @@ def _checked(batch: Batch, o: Options) -> dict[str, Tensor | SemanticMap]:
                 f"{key} must be [N, {channels[key]}, H, W] like label, got {list(tensor.shape)}"
             )
         used[key] = _typed(tensor, key, ids=key == "inst" or (key == "label" and o.label_nc > 0))
-    if o.label_nc:
+    if o.label_nc and current_backend() == "eager":
+        check_labels(used["label"], o.label_nc, o.ignore_label)
+    elif o.label_nc:
         used["label"] = SemanticMap(used["label"], o.label_nc, ignore_label=o.ignore_label)
     return used

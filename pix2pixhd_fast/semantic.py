@@ -219,8 +219,7 @@ def semantic_channels(
     labels: Tensor, edges: Tensor | None, num_labels: int, dtype: torch.dtype
 ) -> Tensor:
     """The channels one-hot | edge of the parts of a `SemanticMap`."""
-    ids = torch.arange(num_labels, dtype=labels.dtype, device=labels.device)
-    channels = (labels == ids[:, None, None]).to(dtype)
+    channels = one_hot(labels.long().clamp(max=num_labels), num_labels, num_labels).to(dtype)
     return channels if edges is None else torch.cat((channels, (edges != 0).to(dtype)), dim=1)
 
 

@@ -189,7 +189,7 @@ def test_describe_plan_says_who_reads_labels():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_compiles_in_one_graph(name):
-    net, given = NETWORKS[name](INSTANCE), scene((16, 24), n=1)
+    net, given = NETWORKS[name](INSTANCE), scene(n=1)
     compiled = torch.compile(lambda dense: net(given.with_dense(dense)), fullgraph=True,
                              backend="aot_eager")  # fmt: skip
     for y, e in zip(flat(compiled(given.dense)), flat(net(given)), strict=True):
