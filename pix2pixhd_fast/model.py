@@ -14,6 +14,7 @@ from pix2pixhd_fast.ops.instance_boundaries import instance_boundaries
 from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.semantic import SemanticMap, append_channels, pad_by_edge
 from pix2pixhd_fast.training import step
+from pix2pixhd_fast.training.distributed import ALONE, World
 from pix2pixhd_fast.training.optimizers import Optimizers
 from pix2pixhd_fast.training.pool import ImagePool
 
@@ -54,10 +55,15 @@ class Pix2PixHD(nn.Module):
     `device` (default: by `options`) is "cpu", "cuda", "cuda:1" or a `torch.device`. The initial
     weights depend on `options.seed` alone; the global random state is neither read nor changed.
     Pictures of any size from 1x1: inputs are padded to what the networks need and results cropped
-    back.
+    back. In a `world` of several processes every one has such a model, and they train as one.
     """
 
-    def __init__(self, options: Options | None = None, device: str | torch.device | None = None):
+    def __init__(
+        self,
+        options: Options | None = None,
+        device: str | torch.device | None = None,
+        world: World = ALONE,
+    ):
         super().__init__()
         self.options = o = options if options is not None else Options()
         device = resolve_device(o, device)
@@ -72,8 +78,8 @@ class Pix2PixHD(nn.Module):
         if device.type != "cpu":  # fake parameters refuse even a move to where they are
             self.to(device)
         if o.isTrain:
-            self.pool = ImagePool(o.pool_size, o.seed)
-            self.optimizers = Optimizers(o, self.netG, self.netD, self.netE)
+            self.pool = ImagePool(o.pool_size, o.seed + world.rank)
+            self.optimizers = Optimizers(o, self.netG, self.netD, self.netE, world)
         if o.verbose:
             for net in self.networks().values():
                 print_network(net)
@@ -158,6 +164,10 @@ class Pix2PixHD(nn.Module):
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update G (with E) and D once; return the losses before the update, detached scalars.
 
+        With `micro_batch` the images go through the networks so many at a time, and the gradients
+        add up. In a world of several processes the batch is this one's share, all have equally
+        many images, gradients are the means over the processes, and losses are of the share.
+
         `batch`: "label" integer ids [N, 1, H, W] (or float [N, input_nc, H, W] when `label_nc` is
         0), "inst" integer ids [N, 1, H, W] unless `no_instance`, "image" float [N, output_nc, H, W]
         in [-1, 1], "feat" [N, feat_num, H, W] with `load_features`; other keys are left alone.
@@ -165,12 +175,24 @@ class Pix2PixHD(nn.Module):
         zero. `last_fake` keeps the synthesised picture. Raises `InputError` for a batch that does
         not fit.
         """
-        losses, self.last_fake = step.backward(self, self.training_inputs(batch))
+        batch = self._training_batch(batch)
+        parts = self._micro_batches(batch)
+        losses, fakes = dict.fromkeys(step.LOSS_NAMES, 0), []
+        for number, part in enumerate(parts, start=1):
+            share = len(part["label"]) / len(batch["label"])
+            inputs, last = self.encode_inputs(part), number == len(parts)
+            found, fake = step.backward(self, inputs, share, accumulate=number > 1, last=last)
+            losses = {name: losses[name] + share * found[name] for name in losses}
+            fakes.append(fake)
         self.optimizers.step()
+        self.last_fake = torch.cat(fakes) if len(fakes) > 1 else fakes[0]
         return losses
 
     def training_inputs(self, batch: Batch) -> Inputs:
         """`encode_inputs` of a batch of `training_step`, which it checks first."""
+        return self.encode_inputs(self._training_batch(batch))
+
+    def _training_batch(self, batch: Batch) -> Batch:
         if not self.options.isTrain:
             raise InputError(
                 "training_step needs a model built with isTrain=True, got isTrain=False"
@@ -181,7 +203,14 @@ class Pix2PixHD(nn.Module):
                 raise InputError(f"batch has no {key!r}, which training with these options needs")
         if not self.options.load_features:
             batch = {key: value for key, value in batch.items() if key != "feat"}
-        return self.encode_inputs(batch)
+        return batch
+
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
+        size = self.options.micro_batch
+        if not size:
+            return [batch]
+        parts = {key: tensor.split(size) for key, tensor in _checked(batch, self.options).items()}
+        return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
 
     @torch.no_grad()
     def synthesize(
@@ -213,12 +242,7 @@ def resolve_device(options: Options, device: str | torch.device | None = None) -
     """The device to use: `device`, else of the options `device`, then `gpu_ids`, else the CPU."""
     name = options.device if device is None else str(device)
     if name == "auto":
-        try:
-            first = [int(number) for number in options.gpu_ids.split(",")][0]
-        except ValueError:
-            raise InputError(
-                f"gpu_ids must be numbers like 0 or 0,1, or -1, got {options.gpu_ids!r}"
-            ) from None
+        first = options.gpus[0]
         name = f"cuda:{first}" if first >= 0 and torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(name)

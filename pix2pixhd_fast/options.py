@@ -20,9 +20,9 @@ class Options:
     """The options of pix2pixHD, names and defaults of the original (`options/*.py`), and ours.
 
     Keyword arguments only. Raises `InputError`, one sentence, for a value or a combination that
-    cannot work. Ours: `isTrain`, `device`, `amp`, `seed`, `vgg_weights`, `ignore_label`,
-    `checkpoint`, `memory_limit`. `phase` defaults to "train" or "test" by `isTrain`. Sizes are in
-    pixels, frequencies in images, `niter*` in epochs, memory in GiB.
+    cannot work. Ours: `isTrain`, `device`, `amp`, `seed`, `micro_batch`, `checkpoint`,
+    `memory_limit`, `vgg_weights`, `ignore_label`. `phase` defaults to "train" or "test" by
+    `isTrain`. Sizes are in pixels, frequencies in images, `niter*` in epochs, memory in GiB.
     """
 
     # experiment
@@ -46,7 +46,7 @@ class Options:
     local_rank: int = _option(0, "accepted as in the original, without effect")
 
     # data
-    batchSize: int = _option(1, "images per step")
+    batchSize: int = _option(1, "images per step, of all processes together")
     loadSize: int = _option(1024, "width (scale_width*) or side (resize_and_crop) to scale to")
     fineSize: int = _option(512, "side of the crop")
     label_nc: int = _option(
@@ -122,6 +122,12 @@ class Options:
     no_vgg_loss: bool = _option(False, "no VGG loss", "train")
     no_lsgan: bool = _option(False, "cross-entropy instead of least squares", "train")
     pool_size: int = _option(0, "past synthesised pictures kept for the discriminator", "train")
+    micro_batch: int = _option(
+        0,
+        "images of a step that a process takes through the networks at a time, for less memory; "
+        "gradients add up to those of the whole batch; 0 for all",
+        "train",
+    )
     checkpoint: str = _option(
         "none",
         "what of G is computed again in its backward instead of kept: nothing, blocks or all",
@@ -179,6 +185,16 @@ class Options:
         _check_combinations(self)
 
     @property
+    def gpus(self) -> list[int]:
+        """The numbers in `gpu_ids`; raises `InputError` where it holds anything else."""
+        try:
+            return [int(number) for number in self.gpu_ids.split(",")]
+        except ValueError:
+            raise InputError(
+                f"gpu_ids must be numbers like 0 or 0,1, or -1, got {self.gpu_ids!r}"
+            ) from None
+
+    @property
     def use_features(self) -> bool:
         """Whether G has feature channels."""
         return self.instance_feat or self.label_feat
@@ -218,7 +234,7 @@ class Options:
 
 _AT_LEAST = {
     0: "niter niter_decay niter_fix_global n_blocks_global n_blocks_local nThreads pool_size "
-    "label_nc seed",
+    "label_nc seed micro_batch",
     1: "batchSize loadSize fineSize input_nc output_nc display_winsize ngf n_downsample_global "
     "n_local_enhancers feat_num n_downsample_E nef n_clusters display_freq print_freq "
     "save_latest_freq save_epoch_freq num_D n_layers_D ndf max_dataset_size ntest how_many",

@@ -2,8 +2,8 @@
 
 A rule gives the bytes, without a look at the kernel: each tensor that a launch is given counts
 once and in full, as written where the launch changed it, as read where it held values before (new
-memory is NaN) and was not written, or was written in place. Scratch is every storage given to a
-launch that belongs to no argument and no result of the op.
+memory is NaN, bytes are 255) and was not written, or was written in place. Scratch is
+every storage given to a launch that belongs to no argument and no result of the op.
 """
 
 import importlib
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
+from pix2pixhd_fast.ops.relu_codes import code_bytes
 
 # The module in kernels/ and the function in it that runs an op.
 LAUNCHERS = {
@@ -24,6 +25,12 @@ LAUNCHERS = {
     "norm_act_pad_backward": ("norm_act_pad_backward", "backward"),
     "fold": ("norm_act_pad_backward", "fold"),
     "fold_add_": ("norm_act_pad_backward", "fold_add"),
+    "relu_bits_": ("relu_bits", "relu_bits"),
+    "relu_bits_backward_": ("relu_bits", "relu_bits_backward"),
+    "relu_l1_": ("relu_l1", "relu_l1"),
+    "relu_l1_backward_": ("relu_l1", "relu_l1_backward"),
+    "relu_pool": ("relu_pool", "relu_pool"),
+    "relu_pool_backward": ("relu_pool", "relu_pool_backward"),
 }
 
 
@@ -82,7 +89,29 @@ def arguments_of(op: str, case: Case) -> tuple:
         "norm_act_pad_backward": (dy, x, added, *norm, *sums, *rest),
         "fold": (dy, case.padding, case.pad),
         "fold_add_": (case.picture(case.border), dy, case.border, case.padding, case.pad),
+        **_relu_arguments(case),
     }[op]
+
+
+def _relu_arguments(case: Case) -> dict[str, tuple]:
+    """Of the ops that know one memory format only; `added`: all that may be written or kept is."""
+    n, c, h, w = case.shape
+    x = torch.ones(case.shape, dtype=case.dtype).contiguous(memory_format=torch.channels_last)
+    bias, one, added = torch.ones(c), torch.ones(()), case.added
+
+    def codes(elements: int, bits: int) -> Tensor:
+        return torch.zeros(code_bytes(elements, bits), dtype=torch.uint8)
+
+    pooled = torch.ones(n, c, h // 2, w // 2, dtype=case.dtype)
+    pooled = pooled.contiguous(memory_format=torch.channels_last)
+    return {
+        "relu_bits_": (x, -bias, added),
+        "relu_bits_backward_": (x, codes(x.numel(), 1)),
+        "relu_l1_": (x, 3 * x, bias, one, 0.5, added, case.last, added),
+        "relu_l1_backward_": (x, codes(x.numel(), 2), one, 0.5, True),
+        "relu_pool": (x, bias, added),
+        "relu_pool_backward": (pooled, codes(pooled.numel(), 4), h, w),
+    }
 
 
 class Recorder(TorchDispatchMode):
@@ -104,7 +133,7 @@ class Recorder(TorchDispatchMode):
         tensors = [value for value in args if isinstance(value, Tensor)]
         before = [t.clone() for t in tensors]
         run(kernel, *args, **kwargs)
-        read = _bytes(t for t in before if not t.isnan().any())
+        read = _bytes(t for t in before if not _is_new(t))
         written = _bytes(t for t, b in zip(tensors, before, strict=True) if not torch.equal(t, b))
         name = kernel.fn.__name__.removeprefix("_").removesuffix("_kernel")
         file = kernel.fn.__module__.rpartition(".")[2]
@@ -120,6 +149,12 @@ class Recorder(TorchDispatchMode):
             copies += launch[2] if launch[0] == "aten::clone" else 0
             launch[3] = copies if launch[0] == "aten::clone" else total
         return self.launches
+
+
+def _is_new(t: Tensor) -> bool:
+    if t.is_floating_point():
+        return bool(t.isnan().any())
+    return bool((t.view(torch.uint8) == 255).all())
 
 
 def _bytes(tensors) -> int:

@@ -12,7 +12,14 @@ pytest.importorskip("triton")
 
 TESTS = [
     f"tests/test_{name}.py"
-    for name in ("channel_statistics", "norm_act_pad", "norm_act_pad_backward", "fold")
+    for name in (
+        "channel_statistics",
+        "norm_act_pad",
+        "norm_act_pad_backward",
+        "fold",
+        "relu_codes",
+        "relu_pool",
+    )
 ]
 
 

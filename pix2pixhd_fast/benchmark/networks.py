@@ -25,6 +25,7 @@ from pix2pixhd_fast.benchmark.running import backward_step, forward_step, runnin
 from pix2pixhd_fast.benchmark.scenes import instance_ids, labels, picture, real_scene
 from pix2pixhd_fast.model import Pix2PixHD
 from pix2pixhd_fast.nn.encoder import Encoder
+from pix2pixhd_fast.nn.losses import VGGLoss
 from pix2pixhd_fast.ops import instance_boundaries
 from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.profile import Subject, record, summarise
@@ -43,7 +44,7 @@ WEIGHTS = {"bf16": "bf16", "fp16": "fp16"}
 
 
 def network_passes(target: str, request: Request, size: Size, dtype: str) -> Iterator[Case]:
-    """G, D, E or VGG: forward, and on demand forward+backward.
+    """G, D, E or VGG: forward, and on demand forward+backward, for VGG that of the loss as well.
 
     G and D run on channels, and where they read label maps in a case of its own, in which fused is
     given the map and the others its channels, made beforehand.
@@ -80,6 +81,21 @@ def _network_passes(
             tolerance[dtype],
             factor * floor,
             factor * flops,
+        )
+    if target == "VGG":
+        # two pictures forward, one of them backward
+        yield Case(
+            target,
+            "loss on VGG19 to relu5_1",
+            FORWARD_BACKWARD,
+            size,
+            request.batch,
+            dtype,
+            partial(_prepare_vgg_loss, request, size),
+            OWN_BACKENDS,
+            GRADIENT_TOLERANCES[dtype],
+            3 * floor,
+            3 * flops,
         )
 
 
@@ -163,6 +179,17 @@ def _prepare_network(
     if pass_name == FORWARD:
         return forward_step(call, backend, dtype)
     return backward_step(call, wanted, backend, dtype)
+
+
+def _prepare_vgg_loss(request: Request, size: Size, backend: str, dtype: str) -> Step:
+    loss = VGGLoss(weights="random").to(request.device, DTYPES[dtype])
+    pair = picture(size, 2 * request.batch, 3).to(request.device, DTYPES[dtype])
+    if backend == "eager_channels_last":
+        loss, pair = _channels_last(loss), pair.contiguous(memory_format=torch.channels_last)
+    x, y = pair.split(request.batch)
+    x.requires_grad_()
+    function = _runner(loss, backend, dtype, x)
+    return backward_step(lambda: [function(x, y)], [x], backend, dtype)
 
 
 def _runner(net: nn.Module, backend: str, dtype: str, x: Tensor) -> Callable:

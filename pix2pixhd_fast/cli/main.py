@@ -10,6 +10,7 @@ import torch
 import pix2pixhd_fast
 from pix2pixhd_fast.cli import bench, demo, doctor, kernels, memory, test, train
 from pix2pixhd_fast.errors import InputError, NotFiniteError
+from pix2pixhd_fast.training.distributed import PeerLost, linger, tells_of_error
 
 COMMANDS = {
     "train": train,
@@ -30,23 +31,30 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except InputError as error:
-        print(f"pix2pixhd-fast: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error), 2)
     except (OSError, NotFiniteError) as error:
-        print(f"pix2pixhd-fast: {error}", file=sys.stderr)
-        return 1
+        return _fail(str(error), 1)
+    except PeerLost as error:
+        linger()
+        return _fail(str(error), 1)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        print(
-            "pix2pixhd-fast: out of memory: "
-            "a smaller loadSize, fineSize, batchSize or ngf needs less",
-            file=sys.stderr,
+        return _fail(
+            "out of memory: a smaller loadSize, fineSize, batchSize, micro_batch or ngf needs less",
+            1,
         )
-        return 1
     except KeyboardInterrupt:
-        print("pix2pixhd-fast: interrupted", file=sys.stderr)
-        return 130
+        return _fail("interrupted", 130)
+
+
+def _fail(sentence: str, status: int) -> int:
+    """Say what went wrong, once for all processes of a run; return the exit status."""
+    if tells_of_error():
+        print(f"pix2pixhd-fast: {sentence}", file=sys.stderr, flush=True)
+    else:
+        linger()
+    return status
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -59,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without the two screens of all options."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"pix2pixhd-fast: {message} (see {self.prog} --help)\n")
+        self.exit(_fail(f"{message} (see {self.prog} --help)", 2))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ import argparse
 
 from pix2pixhd_fast.cli.flags import add_option_flags, options_from
 from pix2pixhd_fast.inference.synthesizer import Synthesizer
+from pix2pixhd_fast.training.distributed import joined
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,5 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    Synthesizer(options_from(arguments, "test")).run()
+    options = options_from(arguments, "test")
+    with joined(options) as world:
+        Synthesizer(options, world).run()
     return 0

@@ -3,6 +3,7 @@
 import argparse
 
 from pix2pixhd_fast.cli.flags import add_option_flags, options_from
+from pix2pixhd_fast.training.distributed import joined
 from pix2pixhd_fast.training.trainer import Trainer
 
 
@@ -11,5 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    Trainer(options_from(arguments, "train")).run()
+    options = options_from(arguments, "train")
+    with joined(options) as world:
+        Trainer(options, world).run()
     return 0

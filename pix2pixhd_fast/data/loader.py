@@ -1,7 +1,7 @@
 """Batches of an epoch, in an order that does not depend on the workers."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -15,7 +15,12 @@ GRACE = 60  # seconds; cluster schedulers kill after about as long
 
 
 def make_loader(
-    dataset: AlignedDataset, options: Options, epoch: int = 1, start: int = 0
+    dataset: AlignedDataset,
+    options: Options,
+    epoch: int = 1,
+    start: int = 0,
+    rank: int = 0,
+    processes: int = 1,
 ) -> DataLoader:
     """Batches of `batchSize` samples of one epoch: tensors [N, C, H, W], `path` a list of str.
 
@@ -24,6 +29,10 @@ def make_loader(
     is not full is dropped. `nThreads` worker processes change neither order nor values, and the
     global random state is not touched. Batches are pinned when they go to a CUDA device. One `inst`
     of int64 makes that of its batch int64.
+
+    Of several `processes`, which `batchSize` is a multiple of, process `rank` gets its share of
+    every batch: neighbours in the order, so that the shares by rank make up the batch. When
+    testing, `batchSize` is of one process and sample i belongs to process i modulo `processes`.
 
     Raises `InputError` for `start` < 0 and, when training, for fewer samples than `batchSize`;
     while iterating, in the place of the batch, for files that cannot be used and for samples of
@@ -39,17 +48,28 @@ def make_loader(
     shuffled = options.isTrain and not options.serial_batches
     count = len(dataset)
     order = epoch_order(count, options.seed, epoch) if shuffled else range(count)
+    batch, order = _share(order[start:], options, rank, processes)
     return _EpochLoader(
         _Reported(dataset),
-        batch_size=options.batchSize,
-        sampler=[(epoch, index) for index in order[start:]],
-        drop_last=options.isTrain,
+        batch_size=batch,
+        sampler=[(epoch, index) for index in order],
         num_workers=options.nThreads,
         collate_fn=collate,
         pin_memory=_uses_cuda(options),
         generator=torch.Generator(),
         worker_init_fn=_leave_signals_to_main,
     )
+
+
+def _share(
+    order: Sequence[int], options: Options, rank: int, processes: int
+) -> tuple[int, list[int]]:
+    """The batch size of one process, and the samples that are its own."""
+    if not options.isTrain:
+        return options.batchSize, list(order[rank::processes])
+    share, whole = options.batchSize // processes, options.batchSize
+    firsts = range(rank * share, len(order) // whole * whole, whole)
+    return share, [index for first in firsts for index in order[first : first + share]]
 
 
 def collate(samples: list[Sample | InputError]) -> Batch | InputError:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.model import Pix2PixHD
 from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.report import ResultsPage, image_to_rgb, label_to_rgb
+from pix2pixhd_fast.training.distributed import ALONE, World
 from pix2pixhd_fast.training.progress import progress_bar
 
 Pictures = dict[str, np.ndarray]
@@ -23,10 +25,12 @@ class Synthesizer:
     """Synthesises the pictures of `<phase>_label` with the checkpoint `which_epoch`.
 
     The constructor finds data and checkpoint, and fails for bad input. As in the original, one
-    picture at a time (whatever `batchSize`), in order, at most `how_many`.
+    picture at a time (whatever `batchSize`), in order, at most `how_many`. In a `world` of several
+    processes picture i is made by process i modulo their number.
     """
 
-    def __init__(self, options: Options):
+    def __init__(self, options: Options, world: World = ALONE):
+        self.world = world
         o = self.options = replace(options, batchSize=1)
         if o.isTrain:
             raise InputError("options must be made with isTrain=False, got isTrain=True")
@@ -37,7 +41,8 @@ class Synthesizer:
             )
         self.dataset = AlignedDataset(o)
         self.count = min(o.how_many, len(self.dataset))
-        self.model = Pix2PixHD(o)
+        self.own = range(world.rank, self.count, world.size)
+        self.model = Pix2PixHD(o, world.device)
         folder = CheckpointFolder(Path(o.checkpoints_dir) / o.name)
         folder.load(o.which_epoch, self.model.networks(), o)
         self.folder = Path(o.results_dir) / o.name / f"{o.phase}_{o.which_epoch}"
@@ -48,28 +53,35 @@ class Synthesizer:
         One row per picture: input, synthesised and, with `use_encoded_image`, real. The page is
         there from the first picture on.
         """
-        o = self.options
+        o, world = self.options, self.world
         title = f"Results of {o.name}: {o.phase}, checkpoint {o.which_epoch}"
         page = ResultsPage(self.folder, title, o.display_winsize, o.aspect_ratio)
-        self.seconds = 0.0
-        for stem, pictures in self.pictures():
-            page.add(stem, pictures)
-            page.save()
-        print(
-            f"{self.count} pictures, {self.seconds / self.count:.3f} s each: "
-            f"{self.folder / 'index.html'}"
-        )
+        stems = [Path(path).stem for path in self.dataset.paths[: self.count]]
+        names = [page.name(stem) for stem in stems]  # the same in all processes
+        rounds = range(0, self.count, world.size)
+        for first, made in zip_longest(rounds, self.pictures()):  # the last one may be without own
+            row = made and page.write(names[first + world.rank], made[1])
+            for found in world.gather(row):
+                if found:
+                    page.show(found)
+            if world.main:
+                page.save()
+        if world.main:
+            each = self.seconds / len(self.own)
+            print(f"{self.count} pictures, {each:.3f} s each: {self.folder / 'index.html'}")
         return self.folder / "index.html"
 
     def pictures(self) -> Iterator[tuple[str, Pictures]]:
         """Synthesise one after another; yields the stem of the label file and its pictures.
 
-        `seconds` adds up the time spent in the networks.
+        `seconds` adds up the time spent in the networks. Of several processes, each yields its own.
         """
         self.seconds = 0.0
-        loader = make_loader(self.dataset, self.options)
-        with progress_bar(self.count, description="synthesise") as bar:
-            for batch, _ in zip(loader, range(self.count), strict=False):
+        rank, processes = self.world.rank, self.world.size
+        loader = make_loader(self.dataset, self.options, rank=rank, processes=processes)
+        bar = progress_bar(len(self.own), description="synthesise", shown=self.world.main)
+        with bar:
+            for batch, _ in zip(loader, self.own, strict=False):
                 start = time.perf_counter()
                 maps = {key: batch.get(key) for key in ("label", "inst", "image", "feat")}
                 fake = self.model.synthesize(**maps).cpu()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pix2pixhd_fast import ops
 from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.nn.pending import Pending, as_pending, fits_ops, materialise
-from pix2pixhd_fast.nn.vgg import Vgg19
+from pix2pixhd_fast.nn.vgg import VGG_LEAST_SIDE, Vgg19
 from pix2pixhd_fast.ops.norm_act_pad import DTYPES
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
 
@@ -56,6 +56,8 @@ class VGGLoss(nn.Module):
     """Perceptual loss: L1 distances of the five `Vgg19` features, weighted 1/32, 1/16, 1/8, 1/4, 1.
 
     `x` and `y` are pictures [N, 3, H, W] in [-1, 1], used as they are; the gradient flows to `x`.
+    Under `backend("fused")` by `ops.perceptual_l1`, which keeps a few bits for the gradient and no
+    feature, where VGG is as it was made and frozen; else by the features of `Vgg19`. Float32 sums.
     `weights` as in `Vgg19`, but here they must be there: without them the constructor raises
     `InputError`. `gpu_ids`: as in the original, a list with a CUDA device moves VGG there.
     """
@@ -69,8 +71,25 @@ class VGGLoss(nn.Module):
         self.weights = VGG_WEIGHTS
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        pairs = zip(self.weights, self.vgg(x), self.vgg(y), strict=True)
-        return sum(w * F.l1_loss(fx.float(), fy.detach().float()) for w, fx, fy in pairs)
+        chain = self.vgg.frozen_chain() if self._fits_op(x, y) else None
+        if chain is not None:
+            self.vgg.require_weights()
+            return ops.perceptual_l1(x, y, *chain, self.weights)
+        features = self.vgg(x)
+        with torch.no_grad():
+            others = self.vgg(y)
+        pairs = zip(self.weights, features, others, strict=True)
+        return sum(w * F.l1_loss(fx.float(), fy.float()) for w, fx, fy in pairs)
+
+    def _fits_op(self, x: object, y: object) -> bool:
+        if current_backend() == "eager" or not (fits_ops(x) and fits_ops(y)):
+            return False
+        if x.shape != y.shape or x.device != y.device or x.shape[1] != 3:
+            return False
+        own = next(self.vgg.parameters())
+        cast = torch.is_autocast_enabled(x.device.type)
+        same = cast or x.dtype == y.dtype == own.dtype
+        return same and own.device == x.device and min(x.shape[2:]) >= VGG_LEAST_SIDE
 
 
 def feature_matching_loss(

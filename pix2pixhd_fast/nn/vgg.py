@@ -7,13 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd_fast.errors import InputError
+from pix2pixhd_fast.nn.layers import hooked
 from pix2pixhd_fast.nn.pending import materialise
 from pix2pixhd_fast.nn.sequence import Sequence
 
 # torchvision's `features` up to relu5_1 (index 29); a feature is taken behind each of SLICE_ENDS
 LAYERS = (64, 64, "pool", 128, 128, "pool", *(256,) * 4, "pool", *(512,) * 4, "pool", 512)
 SLICE_ENDS = (2, 7, 12, 21, 30)
+# Four poolings halve the sides of a picture.
+VGG_LEAST_SIDE = 16
 CACHE_NAME = "vgg19-dcbb9e9d.pth"
+
+
+class Chain(NamedTuple):
+    """A frozen `Vgg19` as `ops.perceptual_l1` takes it."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    behind: list[str]
 
 
 class Vgg19(nn.Module):
@@ -49,6 +60,23 @@ class Vgg19(nn.Module):
         for n in range(1, len(SLICE_ENDS) + 1):
             features.append(materialise(getattr(self, f"slice{n}").run(features[-1])))
         return features[1:]
+
+    def frozen_chain(self) -> Chain | None:
+        """The layers, where they are those that this class made, without hooks and gradients.
+
+        None where somebody changed one, replaced a `forward`, or wants gradients of weights.
+        """
+        slices = [getattr(self, f"slice{n}") for n in range(1, len(SLICE_ENDS) + 1)]
+        if type(self) is not Vgg19 or any(s.replaced() for s in slices):
+            return None
+        layers = [layer for s in slices for layer in s]
+        if any(map(hooked, (self, *slices, *layers))) or not _as_made(layers):
+            return None
+        convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+        weights, biases = ([getattr(c, key) for c in convolutions] for key in ("weight", "bias"))
+        if any(p.requires_grad for p in (*weights, *biases)):
+            return None
+        return Chain(weights, biases, _behind())
 
     def require_weights(self) -> None:
         """Raise `InputError`, which says where to get them, if there are no weights."""
@@ -111,6 +139,50 @@ def _layers() -> list[nn.Module]:
             layers += [nn.Conv2d(channels, layer, 3, padding=1), nn.ReLU(True)]
             channels = layer
     return layers
+
+
+def _behind() -> list[str]:
+    """What follows each convolution: its feature is taken, a pooling, or its ReLU alone."""
+    behind: list[str] = []
+    index = 0
+    for n, layer in enumerate(LAYERS):
+        index += 1 if layer == "pool" else 2
+        if layer != "pool":
+            pooled = LAYERS[n + 1 : n + 2] == ("pool",)
+            behind.append("l1" if index in SLICE_ENDS else "pool" if pooled else "relu")
+    return behind
+
+
+def _as_made(layers: list[nn.Module]) -> bool:
+    """Whether these are the layers of `_layers`."""
+    channels, given = 3, iter(layers)
+    for layer in LAYERS:
+        if layer == "pool":
+            if not _is_like(next(given, None), _POOL):
+                return False
+            continue
+        conv, relu = next(given, None), next(given, None)
+        facts = {**_CONV, "in_channels": channels, "out_channels": layer}
+        if not _is_like(conv, facts) or conv.bias is None or type(relu) is not nn.ReLU:
+            return False
+        channels = layer
+    return next(given, None) is None
+
+
+_POOL = {
+    "kind": nn.MaxPool2d, "kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1,
+    "ceil_mode": False, "return_indices": False,
+}  # fmt: skip
+_CONV = {
+    "kind": nn.Conv2d, "kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1),
+    "dilation": (1, 1), "groups": 1, "padding_mode": "zeros",
+}  # fmt: skip
+
+
+def _is_like(module: nn.Module | None, facts: dict[str, object]) -> bool:
+    if type(module) is not facts["kind"]:
+        return False
+    return all(getattr(module, name) == fact for name, fact in facts.items() if name != "kind")
 
 
 def _own_key(key: str) -> str:

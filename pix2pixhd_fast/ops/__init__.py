@@ -7,6 +7,7 @@ from pix2pixhd_fast.ops.label_conv2d import label_conv2d
 from pix2pixhd_fast.ops.multiscale_gan_loss import multiscale_gan_loss
 from pix2pixhd_fast.ops.norm_act_conv import Conv, norm_act_conv
 from pix2pixhd_fast.ops.norm_act_pad import Norm, norm_act_pad, normalise
+from pix2pixhd_fast.ops.perceptual_l1 import perceptual_l1
 from pix2pixhd_fast.ops.residual_block import Bordered, residual_block
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "norm_act_conv",
     "norm_act_pad",
     "normalise",
+    "perceptual_l1",
     "residual_block",
 ]

@@ -26,6 +26,8 @@ COMPOSED = {
         "residual_block_backward",
         "feature_matching_loss",
         "multiscale_gan_loss",
+        "perceptual_l1",
+        "perceptual_l1_backward",
     )
 }
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}

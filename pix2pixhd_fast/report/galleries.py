@@ -14,6 +14,7 @@ from pix2pixhd_fast.report.pictures import save_picture
 
 _EPOCH_PICTURE = re.compile(r"epoch(\d{3,})_(.+)\.(?:jpg|png)", re.DOTALL)
 REFRESH = 30  # seconds
+Row = tuple[str, list[tuple[str, str]]]  # name, (file, caption) of its pictures
 
 
 class TrainingPage:
@@ -103,20 +104,33 @@ class ResultsPage:
         A stem that this page has already (files of one name in several folders) gets `-2`, `-3`,
         ... Raises `InputError` when a picture cannot be written.
         """
+        self.show(self.write(self.name(stem), pictures))
+
+    def name(self, stem: str) -> str:
+        """A name that no other row has."""
         plain = file_name(stem, "")
         unique, number = plain, 1
         while unique in self._stems:
             number += 1
             unique = f"{plain}-{number}"
         self._stems.add(unique)
-        row = []
+        return unique
+
+    def write(self, name: str, pictures: dict[str, np.ndarray]) -> Row:
+        """Write the pictures of the row `name`; `show` it on a page of the same folder."""
+        files = []
         for what, array in pictures.items():
-            name = file_name(f"{unique}_{what}", ".jpg")
-            path = self._page.images / name
+            file = file_name(f"{name}_{what}", ".jpg")
+            path = self._page.images / file
             save_picture(array, path, quality=95, width_factor=self.width_factor)
-            row.append((name, _caption(what)))
-        self._page.header(unique)
-        self._page.pictures(row, self.display_winsize)
+            files.append((file, _caption(what)))
+        return name, files
+
+    def show(self, row: Row) -> None:
+        """Add a row whose pictures are written."""
+        name, files = row
+        self._page.header(name)
+        self._page.pictures(files, self.display_winsize)
 
     def save(self) -> None:
         """Write the page with all rows so far: one small file, cheap after every picture."""

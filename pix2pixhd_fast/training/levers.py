@@ -1,5 +1,6 @@
 """What a training may cost in memory: levers that change no result, and what bf16 would save."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from pix2pixhd_fast.data import AlignedDataset
@@ -13,12 +14,15 @@ from pix2pixhd_fast.profile.text import RESERVE
 GIB = 2**30
 
 
-def within_limit(options: Options, dataset: AlignedDataset) -> Options:
+def within_limit(
+    options: Options, dataset: AlignedDataset, say: Callable[[str], None] = print
+) -> Options:
     """The options with the cheapest `checkpoint`, from the given one on, that fits `memory_limit`.
 
     What a step takes at the size of the pictures is traced on fake tensors (some seconds for each
     try); of the limit, 1 GiB is left to the context, workspaces and fragmentation.
-    Says what was picked. Raises `InputError` with the least that training takes where that is more.
+    `say` gets what was picked. Raises `InputError` with the least that training takes where that is
+    more.
     """
     if options.memory_limit == 0:
         return options
@@ -27,7 +31,7 @@ def within_limit(options: Options, dataset: AlignedDataset) -> Options:
         tried = replace(options, checkpoint=mode)
         needed = predicted_gib(tried, size)
         if needed <= options.memory_limit:
-            print(f"{_limit(options)}: --checkpoint {mode}, which takes {_predicted(needed, size)}")
+            say(f"{_limit(options)}: --checkpoint {mode}, which takes {_predicted(needed, size)}")
             return tried
     raise InputError(
         f"{_limit(options)}, but training takes at least {_predicted(needed, size)}, with "

@@ -1,6 +1,5 @@
 """What a training shows: loss log, curves, pictures on the page, TensorBoard."""
 
-import time
 from pathlib import Path
 
 from torch import Tensor
@@ -18,40 +17,32 @@ from pix2pixhd_fast.report import (
 )
 from pix2pixhd_fast.training.progress import Position
 
-BAR_SECONDS = 1.0
-
 
 class Monitor:
     """Writes loss_log.txt, loss_curves.png, web/ and, with `tf_log`, logs/ into `folder`.
 
-    Rows of the loss log behind `position`, where this run begins, are removed: an earlier run wrote
-    them after its last checkpoint, and this one repeats them.
+    With `goes_on`, rows of the loss log behind `position`, where this run begins, are removed: an
+    earlier run wrote them after its last checkpoint, and this one repeats them.
     """
 
-    def __init__(self, options: Options, folder: Path, images_per_epoch: int, position: Position):
+    def __init__(
+        self,
+        options: Options,
+        folder: Path,
+        images_per_epoch: int,
+        position: Position,
+        goes_on: bool,
+    ):
         self.options = options
         self.images_per_epoch = images_per_epoch
         self.curves = folder / "loss_curves.png"
         self.loss_log = LossLog(folder / "loss_log.txt")
-        if options.continue_train:
+        if goes_on:
             self.loss_log.truncate_after(position.epoch, position.images)
         self.loss_log.start()
         winsize = options.display_winsize
         self.page = None if options.no_html else TrainingPage(folder / "web", options.name, winsize)
         self.tensorboard = TensorBoardLog(folder / "logs") if options.tf_log else None
-        self.bar_time = 0.0
-
-    def due(self, images: int, frequency: int) -> bool:
-        """Whether the last batch crossed a multiple of `frequency` images."""
-        return images // frequency > (images - self.options.batchSize) // frequency
-
-    def bar_is_old(self) -> bool:
-        """Whether the bar's losses are older than a second (reading them waits for the GPU)."""
-        now = time.monotonic()
-        if now - self.bar_time < BAR_SECONDS:
-            return False
-        self.bar_time = now
-        return True
 
     def log(
         self, position: Position, images: int, seconds: float, losses: dict[str, float]

@@ -6,6 +6,8 @@ from torch.optim import Adam
 from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.nn.generators import enhancer_parameters
 from pix2pixhd_fast.options import Options
+from pix2pixhd_fast.training.distributed import ALONE, World
+from pix2pixhd_fast.training.gradients import SharedGradients
 
 
 def learning_rate(options: Options, epoch: int) -> float:
@@ -40,15 +42,30 @@ class Optimizers:
     During the first `niter_fix_global` epochs only the outermost enhancer (and E) is trained: the
     rest of G needs no gradient, and Adam passes over parameters without one. `start_epoch` sets all
     that depends on the epoch; until it is called, epoch 1 holds.
+
+    A step: `zero_grad()`, the backward passes of each micro-batch, `step()`. The gradients of a
+    step are the means over the processes of `world`, and so what a scaler finds in them, or
+    not, is found in all processes alike.
     """
 
-    def __init__(self, options: Options, netG: nn.Module, netD: nn.Module, netE: nn.Module | None):
+    def __init__(
+        self,
+        options: Options,
+        netG: nn.Module,
+        netD: nn.Module,
+        netE: nn.Module | None,
+        world: World = ALONE,
+    ):
         self.options = options
         self.fixed: list[nn.Parameter] = []
         if options.niter_fix_global:
             trained = {id(p) for p in enhancer_parameters(netG)}
             self.fixed = [p for p in netG.parameters() if id(p) not in trained]
         generator = [*netG.parameters(), *(netE.parameters() if netE else ())]
+        self.gradients = {
+            "G": SharedGradients(generator, world),
+            "D": SharedGradients(netD.parameters(), world),
+        }
         device = next(netG.parameters()).device.type
         # One kernel for an update instead of a dozen over lists of tensors; both are Adam.
         self.settings = {"betas": (options.beta1, 0.999), "fused": _has_fused_adam(device) or None}
@@ -81,6 +98,7 @@ class Optimizers:
         Under fp16 an optimiser whose gradients are not all finite is passed over, its scale halved.
         """
         for letter, scaler in self.scalers.items():
+            self.gradients[letter].reduce()
             scaler.step(getattr(self, letter))
             scaler.update()
 

@@ -15,7 +15,9 @@ class Position:
     images: int = 0
 
 
-def progress_bar(total: int, done: int = 0, unit: str = "img", description: str = "") -> tqdm:
+def progress_bar(
+    total: int, done: int = 0, unit: str = "img", description: str = "", shown: bool = True
+) -> tqdm:
     """A bar on stderr with rate and time left; in a log file it prints a line every ten seconds."""
     return tqdm(
         total=total,
@@ -25,6 +27,7 @@ def progress_bar(total: int, done: int = 0, unit: str = "img", description: str 
         dynamic_ncols=True,
         mininterval=0.2 if sys.stderr.isatty() else 10,
         smoothing=0.05,
+        disable=not shown,
     )
 
 

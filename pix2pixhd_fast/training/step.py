@@ -6,7 +6,7 @@ by branch: each loss of G is differentiated with respect to the synthesised pict
 there, and G runs backward once, when everything else is gone from memory.
 """
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.nn.losses import feature_matching_loss
 from pix2pixhd_fast.nn.pending import Pending
 from pix2pixhd_fast.nn.recompute import recompute
+from pix2pixhd_fast.nn.vgg import VGG_LEAST_SIDE
 from pix2pixhd_fast.ops.channel_statistics import wide
 from pix2pixhd_fast.ops.norm_act_pad import Norm
 from pix2pixhd_fast.semantic import SemanticMap, append_channels, pad_by_edge
@@ -22,11 +23,9 @@ from pix2pixhd_fast.semantic import SemanticMap, append_channels, pad_by_edge
 if TYPE_CHECKING:
     from pix2pixhd_fast.model import Inputs, Pix2PixHD
 
-VGG_LEAST_SIDE = 16
 LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake")
 
 Losses = dict[str, Tensor]
-Ready = Callable[[str], None]
 
 
 def backward(
@@ -34,27 +33,28 @@ def backward(
     inputs: "Inputs",
     share: float = 1.0,
     accumulate: bool = False,
-    ready: Ready = lambda letter: None,
+    last: bool = True,
 ) -> tuple[Losses, Tensor]:
     """Compute the losses of a batch and the gradients of all parameters; update nothing.
 
     The gradients are those of `share` times the losses: for G (with E) of the sum of the generator
     losses, for D of the mean of its two, each times its scale of fp16. They are added to what is
-    there already where `accumulate`; else that is dropped first. `ready` is called with "D" and
-    with "G" when all gradients of D, or of G and E, are there, the last of the step's work on them.
+    there already where `accumulate`; else that is dropped first. `last`: nothing more is added
+    before the update, so that several processes begin to average D's gradients when they are there,
+    and G's (with E's) while they are made.
     Returns the losses (not times `share`) and the picture, detached; losses that the options switch
     off are zero.
     """
-    batch = _Batch(model, inputs, share)
+    batch = _Batch(model, inputs, share, last)
     run = _as_the_original if current_backend() == "eager" else _branch_by_branch
-    return batch.losses, run(batch, accumulate, ready)
+    return batch.losses, run(batch, accumulate)
 
 
 class _Batch:
     """A batch on its way: the losses so far, and how a loss becomes gradients."""
 
-    def __init__(self, model: "Pix2PixHD", inputs: "Inputs", share: float):
-        self.model, self.options, self.share = model, model.options, share
+    def __init__(self, model: "Pix2PixHD", inputs: "Inputs", share: float, last: bool):
+        self.model, self.options, self.share, self.last = model, model.options, share, last
         self.scene, self.real, self.inputs = inputs.cropped_scene(), inputs.image, inputs
         self.losses = dict.fromkeys(LOSS_NAMES, inputs.image.new_zeros(()))
 
@@ -64,11 +64,20 @@ class _Batch:
         share = self.share * (0.5 if letter == "D" else 1.0)
         return self.model.optimizers.scale(letter, share * sum(found.values()))
 
+    def begin_average(self, letter: str) -> None:
+        """All gradients of "D", or of "G" and E, are there: average them over the processes."""
+        if self.last:
+            self.model.optimizers.gradients[letter].begin()
+
+    def averaging_G(self) -> AbstractContextManager:
+        """Around the backward pass of G: its gradients are averaged while it runs."""
+        return self.model.optimizers.gradients["G"].overlapping() if self.last else nullcontext()
+
     def seen_by_D(self, picture: Tensor) -> Tensor:
         return _for_D(self.scene, picture, self.options.num_D)
 
 
-def _branch_by_branch(batch: _Batch, accumulate: bool, ready: Ready) -> Tensor:
+def _branch_by_branch(batch: _Batch, accumulate: bool) -> Tensor:
     model = batch.model
     if not accumulate:
         model.optimizers.zero_grad()
@@ -79,9 +88,10 @@ def _branch_by_branch(batch: _Batch, accumulate: bool, ready: Ready) -> Tensor:
     if not batch.options.no_vgg_loss:
         _perceptual(batch, image)
     _adversarial(batch, image)
-    ready("D")
-    fake.backward(image.grad.to(fake.dtype))
-    ready("G")
+    batch.begin_average("D")
+    with batch.averaging_G():
+        fake.backward(image.grad.to(fake.dtype))
+    batch.begin_average("G")
     return fake.detach()
 
 
@@ -128,7 +138,7 @@ def _adversarial(batch: _Batch, image: Tensor) -> None:
         batch.scaled("D", {"D_fake": D_fake}).backward(inputs=parameters)
 
 
-def _as_the_original(batch: _Batch, accumulate: bool, ready: Ready) -> Tensor:
+def _as_the_original(batch: _Batch, accumulate: bool) -> Tensor:
     """D on the picture cut off from G (through the pool), on the real one, on the open one."""
     model, options, real = batch.model, batch.options, batch.real
     netD, gan = model.netD, model.criterionGAN
@@ -150,19 +160,20 @@ def _as_the_original(batch: _Batch, accumulate: bool, ready: Ready) -> Tensor:
         model.optimizers.zero_grad("D")
     else:
         model.optimizers.zero_grad("G")
-    batch.scaled("G", G).backward()
+    with batch.averaging_G():
+        batch.scaled("G", G).backward()
     model.optimizers.zero_grad("D")
     for p, gradient in zip(netD.parameters(), before or (), strict=bool(before)):
         p.grad = gradient
-    ready("G")
+    batch.begin_average("G")
     batch.scaled("D", D).backward()
-    ready("D")
+    batch.begin_average("D")
     return fake.detach()
 
 
 def forwards(model: "Pix2PixHD", inputs: "Inputs") -> None:
     """All that a step runs forward: G (with E), then D and VGG on both pictures."""
-    batch = _Batch(model, inputs, 1.0)
+    batch = _Batch(model, inputs, 1.0, last=False)
     with model.autocast():
         fake = model.generate(inputs)
         for picture in (fake, batch.real):

@@ -5,9 +5,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,13 +16,16 @@ from tqdm import tqdm
 from pix2pixhd_fast.checkpoints import CheckpointFolder, load_pretrained
 from pix2pixhd_fast.data import AlignedDataset, make_loader
 from pix2pixhd_fast.errors import InputError
-from pix2pixhd_fast.model import Pix2PixHD
+from pix2pixhd_fast.model import Batch, Pix2PixHD
 from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.report.files import make_folder, replace_file
+from pix2pixhd_fast.training.distributed import ALONE, World
 from pix2pixhd_fast.training.levers import bf16_advice, within_limit
 from pix2pixhd_fast.training.monitor import Monitor
 from pix2pixhd_fast.training.progress import Position, losses_text, progress_bar
 from pix2pixhd_fast.training.watch import check_losses
+
+BAR_SECONDS = 1.0
 
 
 class Trainer:
@@ -32,27 +35,34 @@ class Trainer:
     what is to be loaded. A run that goes on (`continue_train`) repeats what the uninterrupted run
     would have done, to the bit on the CPU. The first interrupt (Ctrl-C, SIGTERM) ends the run after
     the present step, with a checkpoint; the second at once.
+
+    In a `world` of several processes each has a trainer and takes its share of every batch; the
+    main one prints and writes. Processes that torchrun has restarted go on from `latest`.
     """
 
-    def __init__(self, options: Options):
+    def __init__(self, options: Options, world: World = ALONE):
+        self.world = world
         self.folder = Path(options.checkpoints_dir) / options.name
-        self.dataset = AlignedDataset(options)
-        make_loader(self.dataset, options)
-        self.options = options = within_limit(options, self.dataset)
-        self.images_per_epoch = len(self.dataset) // options.batchSize * options.batchSize
         self.checkpoints = CheckpointFolder(self.folder)
-        self.model = Pix2PixHD(options)
+        self.had_latest = world.of_main("latest" in self.checkpoints.labels())
+        if world.restarted and self.had_latest:
+            options = replace(options, continue_train=True, which_epoch="latest")
+        self.options = options
+        world.share(options.batchSize)
+        self.dataset = AlignedDataset(options)
+        self._batches(1, 0)
+        self.options = options = within_limit(options, self.dataset, self._say)
+        self.images_per_epoch = len(self.dataset) // options.batchSize * options.batchSize
+        self.model = Pix2PixHD(options, world.device, world)
         self.position = Position()
         self.interrupted = False
+        self.bar_time = 0.0
         if options.continue_train:
             self._resume()
         elif options.load_pretrain:
-            for letter, net in self.model.networks().items():
-                print(
-                    load_pretrained(
-                        options.load_pretrain, options.which_epoch, letter, net, options
-                    )
-                )
+            self._load_pretrained()
+        for net in self.model.networks().values():
+            world.copy_from_main((*net.parameters(), *net.buffers()))
 
     @property
     def total_images(self) -> int:
@@ -68,35 +78,75 @@ class Trainer:
         o = self.options
         last = o.niter + o.niter_decay
         if self.position.epoch > last:
-            print(f"{o.name} is trained: all {last} epochs are done")
+            self._say(f"{o.name} is trained: all {last} epochs are done")
             return
         self._announce()
-        self.monitor = Monitor(o, self.folder, self.images_per_epoch, self.position)
-        bar = progress_bar(last * self.images_per_epoch, self.total_images)
-        with closing(self.monitor), self._stopping_on_signals(), bar:
+        self._replace_latest_of_another_run()
+        bar = progress_bar(last * self.images_per_epoch, self.total_images, shown=self.world.main)
+        with self._monitoring(), self._stopping_on_signals(), bar:
             for epoch in range(self.position.epoch, last + 1):
                 if not self._epoch(epoch, bar):
                     break
-        print(f"done: {self.folder}")
+        self._say(f"done: {self.folder}")
 
     def save(self, labels: tuple[str, ...]) -> None:
-        """Write the networks and all that is needed to go on, under each label."""
-        self.checkpoints.save(labels, self.model.networks(), self._state())
+        """Write the networks and all that is needed to go on, under each label.
+
+        All processes return once everything is written.
+        """
+        pools = self.world.gather(self.model.pool.state_dict())
+        if self.world.main:
+            self.checkpoints.save(labels, self.model.networks(), self._state(pools))
+        self.world.agree()
+
+    def _say(self, text: str) -> None:
+        if self.world.main:
+            print(text, flush=True)
 
     def _announce(self) -> None:
-        o = self.options
-        if not o.continue_train:
+        o, processes = self.options, self.world.size
+        if self.world.main and not o.continue_train:
             write_options(o, self.folder / "opt.txt")
-        print(
-            f"training {o.name} on {self.model.device}: {len(self.dataset)} pictures from "
-            f"{o.dataroot}, epochs {self.position.epoch} to {o.niter + o.niter_decay}, "
-            f"into {self.folder}",
-            flush=True,
+        others = f" and {processes - 1} more, {o.batchSize // processes} images each"
+        self._say(
+            f"training {o.name} on {self.model.device}{others if processes > 1 else ''}: "
+            f"{len(self.dataset)} pictures from {o.dataroot}, epochs {self.position.epoch} to "
+            f"{o.niter + o.niter_decay}, into {self.folder}"
         )
-        if self.model.device.type == "cuda" and o.amp == "off" and torch.cuda.is_bf16_supported():
+        cuda = self.model.device.type == "cuda"
+        if self.world.main and cuda and o.amp == "off" and torch.cuda.is_bf16_supported():
             print(bf16_advice(o, self.dataset), flush=True)
-        if "," in o.gpu_ids and self.model.device.type == "cuda":
-            print(f"--gpu_ids {o.gpu_ids}: this version trains on one GPU, {self.model.device}")
+        if "," in o.gpu_ids and cuda and processes == 1:
+            self._say(
+                f"--gpu_ids {o.gpu_ids}: one process trains on one GPU, {self.model.device}; "
+                f"torchrun --nproc_per_node {len(o.gpus)} -m pix2pixhd_fast train ... uses all"
+            )
+
+    def _replace_latest_of_another_run(self) -> None:
+        """Where torchrun may restart this run, `latest` must be of this run from the start."""
+        o, world = self.options, self.world
+        from_latest = o.continue_train and o.which_epoch == "latest"
+        if world.may_restart and self.had_latest and not from_latest:
+            self.save(("latest",))
+
+    @contextmanager
+    def _monitoring(self) -> Iterator[None]:
+        """Set `monitor`, in the main process only: None in the others."""
+        self.monitor = None
+        if not self.world.main:
+            yield
+            return
+        goes_on = self.options.continue_train or self.world.restarted
+        self.monitor = Monitor(
+            self.options, self.folder, self.images_per_epoch, self.position, goes_on
+        )
+        with closing(self.monitor):
+            yield
+
+    def _batches(self, epoch: int, start: int) -> Iterable[Batch]:
+        """This process's share of the batches of an epoch after the first `start` images."""
+        rank, processes = self.world.rank, self.world.size
+        return make_loader(self.dataset, self.options, epoch, start, rank, processes)
 
     def _epoch(self, epoch: int, bar: tqdm) -> bool:
         """Train the rest of an epoch; return whether there was time for all of it."""
@@ -104,37 +154,53 @@ class Trainer:
         self.model.optimizers.start_epoch(epoch)
         bar.set_description(f"epoch {epoch}/{self.options.niter + self.options.niter_decay}")
         start = time.perf_counter()
-        for batch in make_loader(self.dataset, self.options, epoch, self.position.images):
+        for batch in self._batches(epoch, self.position.images):
             losses = self.model.training_step(batch)
-            count = batch["label"].shape[0]
+            count = self.options.batchSize
             self.position.images += count
             seconds = (time.perf_counter() - start) / count
-            self._after_step(batch, losses, seconds, bar)
+            in_time = self._after_step(batch, losses, seconds, bar)
             bar.update(count)
-            if time.monotonic() > self.deadline:
-                self.save(("latest",))
+            if not in_time:
                 return False
             start = time.perf_counter()
         self._end_epoch(epoch)
         return True
 
-    def _after_step(self, batch: dict, losses: dict, seconds: float, bar: tqdm) -> None:
+    def _after_step(self, batch: Batch, losses: dict, seconds: float, bar: tqdm) -> bool:
+        """Log, show, save what is due; return whether there is time for more."""
         o, now = self.options, self.total_images
-        shown = self.monitor.due(now, o.print_freq)
-        saved = self.monitor.due(now, o.save_latest_freq) or self.interrupted
-        if shown or saved or self.monitor.bar_is_old():
-            values = {name: loss.item() for name, loss in losses.items()}
+        stop, late, bar_is_old = self.world.agree(
+            self.interrupted, time.monotonic() > self.deadline, self._bar_is_old()
+        )
+        shown = self._due(o.print_freq)
+        saved = stop or late or self._due(o.save_latest_freq)
+        if shown or saved or bar_is_old:
+            values = self.world.means(losses)
             check_losses(values, self.model, batch)
             bar.set_postfix_str(losses_text(values, self.model.loss_names), refresh=False)
-            if shown:
+            if shown and self.monitor:
                 self.monitor.log(self.position, now, seconds, values)
-        if self.monitor.due(now, o.display_freq):
+        if self.monitor and self._due(o.display_freq):
             self.monitor.show(self.position, now, batch, self.model.last_fake)
-        if self.monitor.due(now, o.save_latest_freq):
+        if saved:
             self.save(("latest",))
-        if self.interrupted:
-            self.save(("latest",))
+        if stop:
             raise KeyboardInterrupt
+        return not late
+
+    def _due(self, frequency: int) -> bool:
+        """Whether the last batch crossed a multiple of `frequency` images."""
+        now = self.total_images
+        return now // frequency > (now - self.options.batchSize) // frequency
+
+    def _bar_is_old(self) -> bool:
+        """Whether the bar's losses are older than a second (reading them waits for the GPU)."""
+        now = time.monotonic()
+        if not self.world.main or now - self.bar_time < BAR_SECONDS:
+            return False
+        self.bar_time = now
+        return True
 
     def _end_epoch(self, epoch: int) -> None:
         o = self.options
@@ -161,14 +227,15 @@ class Trainer:
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
-        tqdm.write("stopping after this step; once more to stop at once")
+        if self.world.main:
+            tqdm.write("stopping after this step; once more to stop at once")
 
-    def _state(self) -> dict:
+    def _state(self, pools: list[dict]) -> dict:
         return {
             "epoch": self.position.epoch,
             "images": self.position.images,
             "optimizers": self.model.optimizers.state_dict(),
-            "pool": self.model.pool.state_dict(),
+            "pools": pools,
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "options": asdict(self.options),
@@ -179,7 +246,7 @@ class Trainer:
         state = self.checkpoints.load(o.which_epoch, self.model.networks(), o, with_state=True)
         if state is None:
             self.position = _original_position(self.folder / "iter.txt")
-            print(
+            self._say(
                 f"{o.which_epoch} has no optimiser state (a checkpoint of the original): Adam "
                 f"starts afresh in epoch {self.position.epoch}"
             )
@@ -192,19 +259,38 @@ class Trainer:
             raise InputError(
                 f"{path} does not fit these networks: it must be the state saved with them"
             ) from e
-        self.model.pool.load_state_dict(state["pool"], self.model.device)
+        self._take_pool(state["pools"])
         torch.set_rng_state(state["rng"])
         if len(state["rng_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["rng_cuda"])
         self.position = Position(state["epoch"], state["images"])
         changed = changed_options(o, state["options"])
         if changed:
-            print(f"going on with other options than before: {', '.join(changed)}")
-        print(f"going on from epoch {self.position.epoch}, image {self.position.images}")
+            self._say(f"going on with other options than before: {', '.join(changed)}")
+        self._say(f"going on from epoch {self.position.epoch}, image {self.position.images}")
+
+    def _take_pool(self, pools: list[dict]) -> None:
+        """The pool that the process of this rank had; a process more than before starts afresh."""
+        if self.world.rank < len(pools):
+            self.model.pool.load_state_dict(pools[self.world.rank], self.model.device)
+        if self.options.pool_size and len(pools) != self.world.size:
+            self._say(f"{len(pools)} processes had a picture pool, now {self.world.size} have one")
+
+    def _load_pretrained(self) -> None:
+        o = self.options
+        for letter, net in self.model.networks().items():
+            report = load_pretrained(o.load_pretrain, o.which_epoch, letter, net, o)
+            self._say(str(report))
 
 
 _STATE = dict(
-    epoch=int, images=int, optimizers=dict, pool=dict, rng=torch.Tensor, rng_cuda=list, options=dict
+    epoch=int,
+    images=int,
+    optimizers=dict,
+    pools=list,
+    rng=torch.Tensor,
+    rng_cuda=list,
+    options=dict,
 )
 
 
