@@ -83,20 +83,24 @@ def _network_passes(
             factor * flops,
         )
     if target == "VGG":
-        # two pictures forward, one of them backward
-        yield Case(
-            target,
-            "loss on VGG19 to relu5_1",
-            FORWARD_BACKWARD,
-            size,
-            request.batch,
-            dtype,
-            partial(_prepare_vgg_loss, request, size),
-            OWN_BACKENDS,
-            GRADIENT_TOLERANCES[dtype],
-            3 * floor,
-            3 * flops,
-        )
+        yield _vgg_loss(request, size, dtype, 3 * floor, 3 * flops)
+
+
+def _vgg_loss(request: Request, size: Size, dtype: str, floor: int, flops: int) -> Case:
+    """Two pictures forward, one of them backward."""
+    return Case(
+        "VGG",
+        "loss on VGG19 to relu5_1",
+        FORWARD_BACKWARD,
+        size,
+        request.batch,
+        dtype,
+        partial(_prepare_vgg_loss, request, size),
+        OWN_BACKENDS,
+        GRADIENT_TOLERANCES[dtype],
+        floor,
+        flops,
+    )
 
 
 def model_steps(target: str, request: Request, size: Size, dtype: str) -> Iterator[Case]:

@@ -50,7 +50,8 @@ def label_conv2d(
     `InputError` for arguments that do not fit.
     """
     weight, bias, dense = autocast_weight(weight, bias, scene.dense)
-    _check(scene.with_dense(dense), weight, bias, stride, padding, pad, level)
+    _check(scene.with_dense(dense), weight, bias)
+    _check_sizes(scene.with_dense(dense), weight, stride, padding, pad, level)
     addend = None
     if dense is not None:
         own = Conv(weight[:, scene.num_semantic :], None, stride)
@@ -71,15 +72,7 @@ def level_size(size: tuple[int, int], level: int) -> tuple[int, int]:
     return size
 
 
-def _check(
-    scene: SemanticMap,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    padding: str,
-    pad: int,
-    level: int,
-) -> None:
+def _check(scene: SemanticMap, weight: Tensor, bias: Tensor | None) -> None:
     if weight.dtype not in DTYPES:
         raise InputError(
             f"weight must be float32, float16, bfloat16 or float64, got {weight.dtype}"
@@ -96,6 +89,11 @@ def _check(
             )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise InputError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+
+
+def _check_sizes(
+    scene: SemanticMap, weight: Tensor, stride: int, padding: str, pad: int, level: int
+) -> None:
     if stride < 1:
         raise InputError(f"stride must be at least 1, got {stride}")
     if level not in LEVELS:
