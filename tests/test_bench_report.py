@@ -34,7 +34,7 @@ def eager(ms=20.0, **changes):
 
 def toy_model():
     return [
-        Modelled(what, name, {"RTX 4090": 0.01, "A100 80GB": 0.02}, 2**30)
+        Modelled(what, name, {"RTX 4090": 0.01, "A100 80GB": 0.02}, 2**30, 9, 2**31)
         for what in ("synthesis", "training step")
         for name in ("eager", "fused")
     ]
@@ -122,9 +122,14 @@ def test_missing_markers_are_said_before_any_work(text, tmp_path):
 
 def test_steps_are_modelled_for_both_backends():
     found = modelled_steps((64, 32), {"netG": "global", "ngf": 2, "no_vgg_loss": True})
-    assert [(s.what, s.backend) for s in found] == [
+    assert [(s.what, s.backend) for s in found[:4]] == [
         (what, name) for what in ("synthesis", "training step") for name in ("eager", "fused")
     ]
+    by_name = {(s.what, s.backend): s for s in found}
+    whole, again = (
+        by_name[name, "fused"] for name in ("training step", "training step, `--checkpoint all`")
+    )
+    assert again.peak < whole.peak and again.launches > whole.launches
     assert all(s.peak > 0 and min(s.seconds.values()) > 0 for s in found)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pix2pixhd_fast.benchmark.modelled import SIZE, Modelled
+from pix2pixhd_fast.benchmark.modelled import SIZE, SYNTHESIS, TRAINING, Modelled
 from pix2pixhd_fast.benchmark.results import OK, Row, number
 from pix2pixhd_fast.benchmark.text import short
 from pix2pixhd_fast.report.files import replace_file
@@ -63,8 +63,11 @@ def draw_speed_ups(groups: list[tuple[str, dict[str, Row]]], path: Path, theme: 
 
 
 def draw_modelled(steps: list[Modelled], path: Path, theme: Theme) -> None:
-    """Draw the modelled time of a synthesis and of a training step per card, both backends."""
-    names = list(dict.fromkeys(step.what for step in steps))
+    """Draw the modelled time of a synthesis and of a training step per card, both backends.
+
+    Steps of other options are left to the table.
+    """
+    names = [name for name in (SYNTHESIS, TRAINING) if any(step.what == name for step in steps)]
     figure, panels = _figure(theme, 4.6, len(names))
     for panel, name in zip(panels, names, strict=True):
         chosen = [step for step in steps if step.what == name]

@@ -138,11 +138,14 @@ def _modelled(steps: list[Modelled], images: Path, file: Path) -> Iterator[str]:
     yield from _picture("bench_gpu", "time per card, modelled (GPU)", images, file)
     yield ""
     cards = [card for card in _CARDS if card in steps[0].seconds]
-    yield f"| modelled (GPU) | backend | peak | {' | '.join(f'{card}, ms' for card in cards)} |"
-    yield "|---|---|--:" + "|--:" * len(cards) + "|"
+    times = " | ".join(f"{card}, ms" for card in cards)
+    yield f"| modelled (GPU) | backend | peak | launches | traffic | {times} |"
+    yield "|---|---|--:|--:|--:" + "|--:" * len(cards) + "|"
     for step in steps:
         times = " | ".join(short(step.seconds[card] * 1e3) for card in cards)
-        yield f"| {step.what} | {step.backend} | {step.peak / GIB:.2f} GiB | {times} |"
+        peak, traffic = f"{step.peak / GIB:.2f} GiB", f"{step.traffic / GIB:.1f} GiB"
+        cells = [step.what, step.backend, peak, str(step.launches), traffic, times]
+        yield f"| {' | '.join(cells)} |"
 
 
 def _picture(name: str, words: str, images: Path, file: Path) -> Iterator[str]:
