@@ -177,7 +177,7 @@ def test_the_command_measures_and_keeps_rows(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "repeat 2/2" in shown.err and "G forward" in shown.out and "tensorrt" in shown.out
     rows = read(path)
-    assert len(rows) == 2 * (2 * 2 + 1)
+    assert len(rows) == 2 * (2 * 2 + 2)  # G reads channels, then label maps
     assert {r["status"] for r in rows} == {"ok"} and all(float(r["median_ms"]) > 0 for r in rows)
     assert {r["ratio_to"] for r in rows} == {"eager"} and rows[0]["device"].startswith("CPU")
 
