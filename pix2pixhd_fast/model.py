@@ -216,7 +216,8 @@ class Pix2PixHD(nn.Module):
         size = self.options.micro_batch
         if not size:
             return [batch]
-        parts = {key: tensor.split(size) for key, tensor in _checked(batch, self.options).items()}
+        used = _checked(batch, self.options)
+        parts = {key: batch[key].split(size) for key in used}
         return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
 
     @torch.no_grad()
