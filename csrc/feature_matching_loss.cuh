@@ -222,9 +222,10 @@ __device__ inline void measure(const Feature& a, float* distances, float* partia
   }
 }
 
+// One block of a multiprocessor is asked for: left to itself the compiler spills for a second one.
 // distances: [blocks]; partials: for each feature with sums [images, chunks, 2, channels].
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     measure_features(const __grid_constant__ Table table, float* distances, float* partials) {
   const Feature& a = feature_of(table, blockIdx.x);
   if (a.vector == 1) {
@@ -235,7 +236,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // The last block adds the distances up; the others take the means, [2, images, channels] each.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     combine_features(const __grid_constant__ Table table, const float* distances,
                      const float* partials, float* loss, float* sums, bool first) {
   const int t = threadIdx.x;
@@ -296,7 +297,7 @@ __device__ inline void differentiate(const Feature& a, float scale, const float*
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     differentiate_features(const __grid_constant__ Table table, const float* dloss,
                            const float* sums) {
   const Feature& a = feature_of(table, blockIdx.x);

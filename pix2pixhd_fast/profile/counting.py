@@ -25,7 +25,6 @@ COMPOSED = {
         "residual_block",
         "residual_block_backward",
         "feature_matching_loss",
-        "multiscale_gan_loss",
     )
 }
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
