@@ -91,15 +91,24 @@ __device__ inline Pack<T, V> load(const void* tensor, int64_t index) {
   return pack;
 }
 
+// Where a block works: its feature, and the thread's column and items.
+struct Place {
+  int64_t image, item, last;  // the thread's first item, and the end of the chunk
+  int chunk, column, rows;    // rows: items of a block at a time
+  bool idle;
+};
+
 // A norm at one channel: xhat = (x - mean) * rstd and z = xhat * gamma + beta.
 struct Channel {
   float mean, rstd, gamma, beta;
 };
 
-__device__ inline Channel channel_of(const Side& side, const Feature& a, int64_t at) {
+__device__ inline Channel channel_of(const Side& side, const Feature& a, const Place& place,
+                                     int channel) {
+  const int64_t at = place.image * a.channels + channel;
+  const int affine = a.channels == 1 ? static_cast<unsigned>(place.image) % a.affine : channel;
   return {side.mean ? side.mean[at] : 0.0f, side.rstd ? side.rstd[at] : 1.0f,
-          side.gamma ? side.gamma[at % a.affine] : 1.0f,
-          side.beta ? side.beta[at % a.affine] : 0.0f};
+          side.gamma ? side.gamma[affine] : 1.0f, side.beta ? side.beta[affine] : 0.0f};
 }
 
 // Products that are not made one with a sum: equal features must differ by nothing.
@@ -129,23 +138,17 @@ __device__ inline Difference compare(float fake, float real, const Channel& f, c
   return {d, z <= 0.0f ? sign * a.slope : sign, xhat};
 }
 
-// Where a block works: its feature, and the thread's column and items.
-struct Place {
-  int64_t image, item, last;  // the thread's first item, and the end of the chunk
-  int chunk, column, rows;    // rows: items of a block at a time
-  bool idle;
-};
-
 __device__ inline const Feature& feature_of(const Table& table, int64_t block) {
   int i = 0;
   while (i + 1 < table.count && table.at[i + 1].first_block <= block) ++i;
   return table.at[i];
 }
 
-__device__ inline Place place_of(const Feature& a, int64_t block) {
+// In 32 bits: a division in 64 is a call, around which registers are spilled.
+__device__ inline Place place_of(const Feature& a, unsigned block) {
   const int t = threadIdx.x;
   Place place;
-  block -= a.first_block;
+  block -= static_cast<unsigned>(a.first_block);
   const int column_block = block % a.column_blocks;
   block /= a.column_blocks;
   place.chunk = block % a.chunks;
@@ -193,9 +196,9 @@ __device__ inline void measure(const Feature& a, float* distances, float* partia
   if (!place.idle) {
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      const int64_t at = place.image * a.channels + (a.channels == 1 ? 0 : place.column * V + v);
-      f[v] = channel_of(a.f, a, at);
-      r[v] = channel_of(a.r, a, at);
+      const int channel = a.channels == 1 ? 0 : place.column * V + v;
+      f[v] = channel_of(a.f, a, place, channel);
+      r[v] = channel_of(a.r, a, place, channel);
     }
     for (int64_t item = place.item; item < place.last; item += place.rows) {
       const int64_t index = (place.image * a.items + item) * a.columns + place.column;
@@ -219,9 +222,10 @@ __device__ inline void measure(const Feature& a, float* distances, float* partia
   }
 }
 
+// One block of a multiprocessor is asked for: left to itself the compiler spills for a second one.
 // distances: [blocks]; partials: for each feature with sums [images, chunks, 2, channels].
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     measure_features(const __grid_constant__ Table table, float* distances, float* partials) {
   const Feature& a = feature_of(table, blockIdx.x);
   if (a.vector == 1) {
@@ -232,7 +236,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // The last block adds the distances up; the others take the means, [2, images, channels] each.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     combine_features(const __grid_constant__ Table table, const float* distances,
                      const float* partials, float* loss, float* sums, bool first) {
   const int t = threadIdx.x;
@@ -271,9 +275,10 @@ __device__ inline void differentiate(const Feature& a, float scale, const float*
   float mean_g[V], mean_dot[V], factor[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    const int64_t at = place.image * a.channels + (a.channels == 1 ? 0 : place.column * V + v);
-    f[v] = channel_of(a.f, a, at);
-    r[v] = channel_of(a.r, a, at);
+    const int channel = a.channels == 1 ? 0 : place.column * V + v;
+    const int64_t at = place.image * a.channels + channel;
+    f[v] = channel_of(a.f, a, place, channel);
+    r[v] = channel_of(a.r, a, place, channel);
     mean_g[v] = a.summed ? sums[a.first_sum + at] : 0.0f;
     mean_dot[v] = a.summed ? sums[a.first_sum + a.images * a.channels + at] : 0.0f;
     factor[v] = scale * f[v].gamma * f[v].rstd;
@@ -292,7 +297,7 @@ __device__ inline void differentiate(const Feature& a, float scale, const float*
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     differentiate_features(const __grid_constant__ Table table, const float* dloss,
                            const float* sums) {
   const Feature& a = feature_of(table, blockIdx.x);

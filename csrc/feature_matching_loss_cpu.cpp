@@ -32,8 +32,9 @@ struct Centring {
   return xhat * side.gamma[lane] + side.beta[lane];
 }
 
+// Lets a NaN through.
 [[gnu::always_inline]] inline float sign_of(float d) {
-  return d > 0.0f ? 1.0f : d < 0.0f ? -1.0f : d;
+  return choose(std::fabs(d) > 0.0f, std::copysign(1.0f, d), d);
 }
 
 // distances += |d|, sums += g and dots += g * xhat, where g = sign(d) * act'(z)
@@ -128,8 +129,9 @@ struct Feature {
   Tensor fake, real;
   Act act;
   float slope;
-  int64_t chunk_pixels, chunks_per_image, first_chunk;
-  int64_t first_sum;  // in the sums of all features; -1 where it has none
+  int64_t chunk_pixels, chunks_per_image;
+  // Where its chunks, their sums [2, channels] and its own sums begin among those of all features.
+  int64_t first_chunk, first_partial, first_sum;
 
   Feature(const Tensor& given_fake, const Tensor& given_real, const Tensor* fake_norm,
           const Tensor* real_norm, const std::string& act_name, double given_slope)
@@ -158,7 +160,7 @@ struct Chunk {
 
 struct Features {
   std::vector<Feature> all;
-  int64_t chunks = 0, values = 0, sums = 0;
+  int64_t chunks = 0, partials = 0, sums = 0, values = 0;
 
   Features(const Tensors& fake, const Tensors& real, const Tensors& fake_norms,
            const Tensors& real_norms, const std::vector<std::string>& acts,
@@ -173,9 +175,11 @@ struct Features {
       Feature& feature = all.emplace_back(fake[i], real[i], &fake_norms[4 * i], &real_norms[4 * i],
                                           acts[i], slopes[i]);
       feature.first_chunk = chunks;
-      feature.first_sum = feature.f.any ? sums : -1;
+      feature.first_partial = partials;
+      feature.first_sum = sums;
       chunks += feature.chunks();
       values += fake[i].numel();
+      if (feature.normalised) partials += feature.chunks() * 2 * feature.pictures.channels;
       if (feature.f.any) sums += 2 * fake[i].size(0) * fake[i].size(1);
     }
   }
@@ -277,16 +281,10 @@ std::tuple<Tensor, Tensor> feature_matching_loss_forward_cpu(Tensors fake, Tenso
   Tensor loss = torch::stable::empty({}, ScalarType::Float);
   Tensor sums = torch::stable::empty({features.sums}, ScalarType::Float);
   std::vector<double> distances(features.chunks);
-  std::vector<int64_t> at;  // where the sums of a feature's chunks begin
-  int64_t size = 0;
-  for (const Feature& feature : features.all) {
-    at.push_back(size);
-    if (feature.normalised) size += feature.chunks() * 2 * feature.pictures.channels;
-  }
-  const Buffer partial = uninitialised(size);
+  const Buffer partial = uninitialised(features.partials);
   features.for_each_chunk([&](const Chunk& chunk, int64_t number) {
-    const int64_t first = at[&chunk.feature - features.all.data()];
-    float* to = partial.get() + first + chunk.index * 2 * chunk.feature.pictures.channels;
+    const int64_t before = chunk.index * 2 * chunk.feature.pictures.channels;
+    float* to = partial.get() + chunk.feature.first_partial + before;
     with_type(chunk.feature.fake, [&]<typename T>() { distances[number] = measure<T>(chunk, to); });
   });
   double total = 0.0;
@@ -297,7 +295,7 @@ std::tuple<Tensor, Tensor> feature_matching_loss_forward_cpu(Tensors fake, Tenso
     total += weights[i] * distance / static_cast<double>(feature.fake.numel());
     if (feature.f.any && feature.chunks() > 0) {
       auto* means = static_cast<float*>(sums.mutable_data_ptr()) + feature.first_sum;
-      combine(feature, partial.get() + at[i], means);
+      combine(feature, partial.get() + feature.first_partial, means);
     }
   }
   *static_cast<float*>(loss.mutable_data_ptr()) = static_cast<float>(total);

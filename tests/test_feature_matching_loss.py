@@ -178,7 +178,7 @@ def pytorchs(kind, act, *pairs):
 
 def pairs_of(dtype, affine, n=2):
     tensors = []
-    for seed, shape in enumerate([(n, 3, 5, 7), (n, 4, 6, 2)]):
+    for seed, shape in enumerate([(n, 3, 3, 4), (n, 2, 5, 2)]):
         x, y = draw(*shape, torch.float32, seed=seed), draw(*shape, torch.float32, seed=seed + 5)
         more = [draw(1, 1, 1, shape[1], seed=seed + k).flatten() for k in (7, 8)]
         pair = [x.to(dtype).requires_grad_(), y.to(dtype)]

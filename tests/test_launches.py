@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pix2pixhd_fast import _launches, backend, networks
 from pix2pixhd_fast._launches import Launch, described_ops, launches_of, register_launches
 from pix2pixhd_fast.ops import Conv, Norm, instance_boundaries, norm_act_conv, norm_act_pad
+from pix2pixhd_fast.ops.feature_matching_loss import MOST_FEATURES
+from pix2pixhd_fast.ops.multiscale_gan_loss import MOST_PREDICTIONS
 from pix2pixhd_fast.profile.cards import CARDS, LAUNCH_SECONDS, modelled_seconds
 from pix2pixhd_fast.profile.counting import COMPOSED, costs_of, register_flop_formulas
 from pix2pixhd_fast.profile.summary import live_bytes, peak_change
@@ -86,6 +88,73 @@ def test_instance_boundaries_launches_its_cuda_kernel():
     assert copied == [Launch("aten::clone", 192, 192, 0, 192), Launch(name, 192, 48, 0, 192)]
     none = ids[:0]
     assert launches_of(op, (none,), {}, op(none)) == []
+
+
+def launches_of_loss(loss, *given):
+    """Of the forward, and of the backward after it."""
+    forward, backward = (getattr(OPS, f"{loss}_{way}") for way in ("forward", "backward"))
+    result = forward(*given)
+    first = launches_of(forward.default, given, {}, result)
+    sums = [result[1]] if isinstance(result, tuple) else []
+    given = (torch.tensor(1.0), *given[: 4 * len(sums)], *sums, *given[4 * len(sums) :])
+    return first, launches_of(backward.default, given, {}, backward(*given))
+
+
+def kernels_of_loss(loss):
+    """What the launch functions of its CUDA code launch, in their order: the gradient's is last."""
+    code = (ROOT / f"csrc/{loss}.cuh").read_text()
+    names = re.findall(r"\blaunch\(\s*(\w+)", code)
+    assert len(names) == len(re.findall("__global__", code))
+    return [f"{loss}.{name}" for name in names]
+
+
+def test_feature_matching_loss_launches_its_cuda_kernels():
+    """One feature is a block, whose distance and 2 sums of 8 channels are combined."""
+
+    def features(fake, real, n=1):
+        norm = [torch.ones(fake.shape[:2])] * 2 + [torch.empty(0)] * 2
+        sides = ([fake] * n, [real] * n, norm * n, norm * n)
+        given = (*sides, ["relu"] * n, [0.0] * n, [1.0] * n)
+        return launches_of_loss("feature_matching_loss", *given)
+
+    x = torch.zeros(1, 8, 4, 4).to(memory_format=torch.channels_last)
+    measure, combine, differentiate = kernels_of_loss("feature_matching_loss")
+    read, parts, found = 2 * 512 + 2 * 64, 4 * (1 + 2 * 8), 4 * (1 + 2 * 8)
+    gradient = Launch(differentiate, read + 4 + 64, 512)
+    assert features(x, x) == (
+        [Launch(measure, read, parts, 0, parts), Launch(combine, parts, found, 0, parts)],
+        [gradient],
+    )
+    first, second = features(x, x.contiguous())
+    copy = Launch("aten::clone", 512, 512, 0, 512)
+    assert first[0] == second[0] == copy and [a.scratch for a in first[1:]] == [512 + parts] * 2
+    assert second[1:] == [gradient._replace(scratch=512)]
+    first, second = features(x[:0], x[:0])
+    assert ([a.name for a in first], second) == ([combine], [])
+    assert features(x, x, MOST_FEATURES + 1) == (None, None)
+
+
+def test_multiscale_gan_loss_launches_its_cuda_kernels():
+    """Predictions of 2 blocks and of one."""
+
+    def predictions(*given):
+        return launches_of_loss("multiscale_gan_loss", [*given], 1.0, True)
+
+    large, small = torch.zeros(1, 1, 80, 60), torch.zeros(10)
+    measure, combine, differentiate = kernels_of_loss("multiscale_gan_loss")
+    size = 4 * 4810
+    gradient = Launch(differentiate, 4 + size, size)
+    assert predictions(large, small) == (
+        [Launch(measure, size, 12, 0, 12), Launch(combine, 12, 4, 0, 12)],
+        [gradient],
+    )
+    first, second = predictions(large, torch.zeros(20)[::2])
+    copy = Launch("aten::clone", 40, 40, 0, 40)
+    assert first[0] == second[0] == copy and [a.scratch for a in first[1:]] == [52] * 2
+    assert second[1:] == [gradient._replace(scratch=40)]
+    first, second = predictions(small[:0])
+    assert ([a.name for a in first], second) == ([combine], [])
+    assert predictions(*[small] * (MOST_PREDICTIONS + 1)) == (None, None)
 
 
 def traced(step, shape=(2, 8, 16, 16)):

@@ -160,11 +160,31 @@ def test_cuda_kernel_on_a_device(lsgan, dtype):
 
 
 def test_opcheck():
-    predictions = [p.requires_grad_() for p in probabilities((2, 3), 4)]
-    torch.library.opcheck(ops.multiscale_gan_loss, (predictions, 0.9, False))
-    predictions = [p.detach() for p in predictions]
+    predictions = probabilities((2, 3), 4)
+    torch.library.opcheck(ops.multiscale_gan_loss_forward, (predictions, 0.9, False))
     given = (torch.tensor(1.0), predictions, 0.9, True)
     torch.library.opcheck(ops.multiscale_gan_loss_backward, given)
+
+
+def test_compiles_in_one_graph(backend_name):
+    predictions = [p.requires_grad_() for p in probabilities((2, 3), 4)]
+
+    def loss(*given):
+        return multiscale_gan_loss(given, 0.9)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    found = [[value, *torch.autograd.grad(value, predictions)]
+             for value in (compiled(*predictions), loss(*predictions))]  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_gradient_where_it_is_wanted_and_no_second_derivative(backend_name):
+    p, q = probabilities((2, 3), 4)
+    loss = multiscale_gan_loss([p.requires_grad_(), q], 0.9)
+    (dp,) = torch.autograd.grad(loss, p, create_graph=True)
+    assert not q.requires_grad
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(dp.sum(), p)
 
 
 X = torch.zeros(2)

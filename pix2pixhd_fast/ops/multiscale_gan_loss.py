@@ -49,8 +49,7 @@ def multiscale_gan_loss(
                 f"predictions[{i}] must have dtype and device of predictions[0], "
                 f"{first.dtype} on {first.device}, got {p.dtype} on {p.device}"
             )
-    given = (list(predictions), float(target), use_lsgan)
-    return torch.ops.pix2pixhd_fast.multiscale_gan_loss(*given)
+    return _Loss.apply(float(target), use_lsgan, *predictions)
 
 
 def multiscale_gan_loss_forward_ref(
@@ -82,20 +81,21 @@ def multiscale_gan_loss_backward_ref(
     return found
 
 
-def _forward(predictions, target, lsgan):
-    return kernel("multiscale_gan_loss_forward", predictions, target, lsgan)
+class _Loss(torch.autograd.Function):
+    """Not an op with a registered gradient, whose calls cost several times the arithmetic here."""
 
+    @staticmethod
+    def forward(ctx, target: float, lsgan: bool, *predictions: Tensor) -> Tensor:
+        ctx.save_for_backward(*predictions)
+        ctx.options = target, lsgan
+        return kernel("multiscale_gan_loss_forward", list(predictions), target, lsgan)
 
-def _setup_context(ctx, inputs, output):
-    predictions, ctx.target, ctx.lsgan = inputs
-    ctx.save_for_backward(*predictions)
-
-
-def _backward(ctx, dloss):
-    given = (dloss, list(ctx.saved_tensors), ctx.target, ctx.lsgan)
-    found = kernel("multiscale_gan_loss_backward", *given)
-    needs = ctx.needs_input_grad[0]
-    return [dp if needed else None for dp, needed in zip(found, needs, strict=True)], None, None
+    @staticmethod
+    def backward(ctx, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        given = (dloss, list(ctx.saved_tensors), *ctx.options)
+        found = kernel("multiscale_gan_loss_backward", *given)
+        needs = ctx.needs_input_grad[2:]
+        return None, None, *(dp if need else None for dp, need in zip(found, needs, strict=True))
 
 
 # csrc/multiscale_gan_loss.cuh: values of a block, predictions of a launch.
@@ -125,12 +125,6 @@ def _backward_launches(dloss, predictions, target, lsgan, result) -> list[Launch
     return [*copies, *([launch] if written else [])]
 
 
-define(
-    "multiscale_gan_loss", "(Tensor[] predictions, float target, bool lsgan) -> Tensor", _forward
-)
-torch.library.register_autograd(
-    "pix2pixhd_fast::multiscale_gan_loss", _backward, setup_context=_setup_context
-)
 define(
     "multiscale_gan_loss_forward",
     "(Tensor[] predictions, float target, bool lsgan) -> Tensor",

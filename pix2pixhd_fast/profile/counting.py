@@ -25,7 +25,6 @@ COMPOSED = {
         "residual_block",
         "residual_block_backward",
         "feature_matching_loss",
-        "multiscale_gan_loss",
         "perceptual_l1",
         "perceptual_l1_backward",
     )
