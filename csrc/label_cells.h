@@ -248,6 +248,19 @@ typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
 
 [[gnu::always_inline]] inline Lanes& lanes_at(float* to) { return *reinterpret_cast<Lanes*>(to); }
 
+// Windows side by side that are worked off together: 64 of 64 channels are 16 KiB, half of the
+// first-level cache, and what a tap looks up in a table is looked up for all of them.
+constexpr int64_t kSideBySide = 64;
+
+// The first index behind `begin` whose code is another one.
+template <typename Code>
+[[gnu::always_inline]] inline int64_t end_of_run(const Code* codes, int64_t step, int64_t begin,
+                                                 int64_t end) {
+  int64_t last = begin + 1;
+  while (last < end && codes[last * step] == codes[begin * step]) ++last;
+  return last;
+}
+
 // How the kernels look at the cells: `first` and `first_row` are where a window begins in `codes`
 // and in `row_codes`; the next one is `stride` further.
 template <typename Code>
@@ -258,33 +271,53 @@ struct Window {
   const Windows& windows;
   int64_t pitch;  // the channels, rounded up to whole lanes
 
-  // Calls body(row of a table [code][entry][pitch], share) for everything in the window.
-  template <typename Body>
-  [[gnu::always_inline]] void for_each_part(Body body) const {
-    const int64_t taps = windows.taps(), entries = windows.entries();
+  // Row of a table [code][entry][pitch].
+  int64_t row_of(int64_t code, int64_t entry) const {
+    return (code * windows.entries() + entry) * pitch;
+  }
+
+  // Place by place of the kernel, for `count` windows side by side: calls same(row of a table,
+  // first, last) where the windows [first, last) see one code, and mixture(parts, entry, index)
+  // where a window sees several.
+  template <typename Same, typename Mixture>
+  [[gnu::always_inline]] void for_each_place(int64_t count, Same same, Mixture mixture) const {
+    const int64_t taps = windows.taps();
     for (int64_t y = 0; y < windows.kernel_height; ++y) {
-      const int64_t whole = row_codes[first_row + y * row_columns];
-      if (whole != kMixed<Code>) {
-        body((whole * entries + taps + y) * pitch, 1.0f);
-        continue;
-      }
-      for (int64_t x = 0; x < windows.kernel_width; ++x) {
-        const int64_t cell = first + y * width + x, tap = y * windows.kernel_width + x;
-        const int64_t code = codes[cell];
+      const Code* row = row_codes + first_row + y * row_columns;
+      for (int64_t begin = 0, end = 0; begin < count; begin = end) {
+        end = end_of_run(row, windows.stride, begin, count);
+        const Code code = row[begin * windows.stride];
         if (code != kMixed<Code>) {
-          body((code * entries + tap) * pitch, 1.0f);
+          same(row_of(code, taps + y), begin, end);
           continue;
         }
-        for (const Part* part = parts[cell]; part->code >= 0; ++part) {
-          body((part->code * entries + tap) * pitch, part->share);
+        for (int64_t x = 0; x < windows.kernel_width; ++x) {
+          for_each_cell(y, x, begin, end, same, mixture);
         }
       }
     }
   }
 
-  [[gnu::always_inline]] void advance() {
-    first += windows.stride;
-    first_row += windows.stride;
+  // The same for one tap and the windows [begin, last).
+  template <typename Same, typename Mixture>
+  [[gnu::always_inline]] void for_each_cell(int64_t y, int64_t x, int64_t begin, int64_t last,
+                                            Same& same, Mixture& mixture) const {
+    const int64_t start = first + y * width + x, tap = y * windows.kernel_width + x;
+    for (int64_t end = begin; begin < last; begin = end) {
+      const int64_t code = codes[start + begin * windows.stride];
+      if (code == kMixed<Code>) {
+        end = begin + 1;
+        mixture(parts[start + begin * windows.stride], tap, begin);
+      } else {
+        end = end_of_run(codes + start, windows.stride, begin, last);
+        same(row_of(code, tap), begin, end);
+      }
+    }
+  }
+
+  [[gnu::always_inline]] void advance(int64_t count) {
+    first += count * windows.stride;
+    first_row += count * windows.stride;
   }
 };
 
