@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "label_cells.h"
+#include "label_problem.h"
 #include "pictures.h"
 #include "tiles.h"
 
@@ -51,11 +52,11 @@ template <typename Code>
   for (int64_t first = 0; first < count; first += kSideBySide, dy += kSideBySide * pitch) {
     const int64_t some = std::min(kSideBySide, count - first);
     int64_t at = 0;
+    for (; at + 8 * kLane <= pitch; at += 8 * kLane) {
+      scatter_lanes<8>(window, dy + at, some, pitch, table + at);
+    }
     for (; at + 4 * kLane <= pitch; at += 4 * kLane) {
       scatter_lanes<4>(window, dy + at, some, pitch, table + at);
-    }
-    for (; at + 2 * kLane <= pitch; at += 2 * kLane) {
-      scatter_lanes<2>(window, dy + at, some, pitch, table + at);
     }
     for (; at < pitch; at += kLane) {
       scatter_lanes<1>(window, dy + at, some, pitch, table + at);

@@ -6,6 +6,7 @@
 
 #include "chunk_statistics.h"
 #include "label_cells.h"
+#include "label_problem.h"
 #include "pictures.h"
 #include "tiles.h"
 
@@ -50,11 +51,11 @@ template <typename Code>
   for (int64_t first = 0; first < count; first += kSideBySide, to += kSideBySide * pitch) {
     const int64_t some = std::min(kSideBySide, count - first);
     int64_t at = 0;
+    for (; at + 8 * kLane <= pitch; at += 8 * kLane) {
+      gather_lanes<8>(window, table + at, bias + at, some, pitch, to + at);
+    }
     for (; at + 4 * kLane <= pitch; at += 4 * kLane) {
       gather_lanes<4>(window, table + at, bias + at, some, pitch, to + at);
-    }
-    for (; at + 2 * kLane <= pitch; at += 2 * kLane) {
-      gather_lanes<2>(window, table + at, bias + at, some, pitch, to + at);
     }
     for (; at < pitch; at += kLane) {
       gather_lanes<1>(window, table + at, bias + at, some, pitch, to + at);
@@ -199,6 +200,26 @@ struct Convolution {
   }
 };
 
+void convolve(const LabelProblem& problem, const Tables& tables,
+              const std::optional<Tensor>& addend, std::optional<double> eps, Tensor& y,
+              Tensor& mean, Tensor& rstd) {
+  with_type(y, [&]<typename T>() {
+    const ChunkStatistics<T> statistics{{MemoryFormat::ChannelsLast, y},
+                                        static_cast<float*>(mean.mutable_data_ptr()),
+                                        static_cast<float*>(rstd.mutable_data_ptr()),
+                                        eps.value_or(0.0)};
+    problem.with_code([&]<typename Code>() {
+      Convolution<T, Code>{problem,
+                           tables,
+                           statistics,
+                           addend ? static_cast<const T*>(addend->const_data_ptr()) : nullptr,
+                           static_cast<T*>(y.mutable_data_ptr()),
+                           eps.has_value()}
+          .run();
+    });
+  });
+}
+
 std::tuple<Tensor, Tensor, Tensor> label_conv2d_cpu(
     const Tensor& labels, const std::optional<Tensor>& edges, const Tensor& weight,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& addend, int64_t num_labels,
@@ -226,21 +247,7 @@ std::tuple<Tensor, Tensor, Tensor> label_conv2d_cpu(
     add = torch::stable::contiguous(*addend, MemoryFormat::ChannelsLast);
   }
   const Tables tables(problem, weight, dead_bias ? std::nullopt : bias);
-  with_type(weight, [&]<typename T>() {
-    const ChunkStatistics<T> statistics{{MemoryFormat::ChannelsLast, n, k, height, width},
-                                        static_cast<float*>(mean.mutable_data_ptr()),
-                                        static_cast<float*>(rstd.mutable_data_ptr()),
-                                        eps.value_or(0.0)};
-    problem.with_code([&]<typename Code>() {
-      Convolution<T, Code>{problem,
-                           tables,
-                           statistics,
-                           add ? static_cast<const T*>(add->const_data_ptr()) : nullptr,
-                           static_cast<T*>(y.mutable_data_ptr()),
-                           eps.has_value()}
-          .run();
-    });
-  });
+  convolve(problem, tables, add, eps, y, mean, rstd);
   return {y, mean, rstd};
 }
 
