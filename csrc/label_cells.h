@@ -1,13 +1,8 @@
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <optional>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -237,9 +232,10 @@ struct PaddedCells {
   }
 };
 
-// Sixteen channels: vectors of the instruction set that the function is compiled for.
-constexpr int64_t kLane = 16;
-typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
+// Eight channels: a register of AVX2. Longer vectors live in memory where there is no AVX-512, and
+// each addition then takes some 40 ns instead of 2.
+constexpr int64_t kLane = 8;
+typedef float Lanes __attribute__((vector_size(32), aligned(4), may_alias));
 
 // By reference: a vector that is passed by value has another ABI on each instruction set.
 [[gnu::always_inline]] inline const Lanes& lanes_at(const float* from) {
@@ -247,6 +243,19 @@ typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
 }
 
 [[gnu::always_inline]] inline Lanes& lanes_at(float* to) { return *reinterpret_cast<Lanes*>(to); }
+
+// Windows side by side that are worked off together: 64 of 64 channels are 16 KiB, half of the
+// first-level cache, and what a tap looks up in a table is looked up for all of them.
+constexpr int64_t kSideBySide = 64;
+
+// The first index behind `begin` whose code is another one.
+template <typename Code>
+[[gnu::always_inline]] inline int64_t end_of_run(const Code* codes, int64_t step, int64_t begin,
+                                                 int64_t end) {
+  int64_t last = begin + 1;
+  while (last < end && codes[last * step] == codes[begin * step]) ++last;
+  return last;
+}
 
 // How the kernels look at the cells: `first` and `first_row` are where a window begins in `codes`
 // and in `row_codes`; the next one is `stride` further.
@@ -258,33 +267,53 @@ struct Window {
   const Windows& windows;
   int64_t pitch;  // the channels, rounded up to whole lanes
 
-  // Calls body(row of a table [code][entry][pitch], share) for everything in the window.
-  template <typename Body>
-  [[gnu::always_inline]] void for_each_part(Body body) const {
-    const int64_t taps = windows.taps(), entries = windows.entries();
+  // Row of a table [code][entry][pitch].
+  int64_t row_of(int64_t code, int64_t entry) const {
+    return (code * windows.entries() + entry) * pitch;
+  }
+
+  // Place by place of the kernel, for `count` windows side by side: calls same(row of a table,
+  // first, last) where the windows [first, last) see one code, and mixture(parts, entry, index)
+  // where a window sees several.
+  template <typename Same, typename Mixture>
+  [[gnu::always_inline]] void for_each_place(int64_t count, Same same, Mixture mixture) const {
+    const int64_t taps = windows.taps();
     for (int64_t y = 0; y < windows.kernel_height; ++y) {
-      const int64_t whole = row_codes[first_row + y * row_columns];
-      if (whole != kMixed<Code>) {
-        body((whole * entries + taps + y) * pitch, 1.0f);
-        continue;
-      }
-      for (int64_t x = 0; x < windows.kernel_width; ++x) {
-        const int64_t cell = first + y * width + x, tap = y * windows.kernel_width + x;
-        const int64_t code = codes[cell];
+      const Code* row = row_codes + first_row + y * row_columns;
+      for (int64_t begin = 0, end = 0; begin < count; begin = end) {
+        end = end_of_run(row, windows.stride, begin, count);
+        const Code code = row[begin * windows.stride];
         if (code != kMixed<Code>) {
-          body((code * entries + tap) * pitch, 1.0f);
+          same(row_of(code, taps + y), begin, end);
           continue;
         }
-        for (const Part* part = parts[cell]; part->code >= 0; ++part) {
-          body((part->code * entries + tap) * pitch, part->share);
+        for (int64_t x = 0; x < windows.kernel_width; ++x) {
+          for_each_cell(y, x, begin, end, same, mixture);
         }
       }
     }
   }
 
-  [[gnu::always_inline]] void advance() {
-    first += windows.stride;
-    first_row += windows.stride;
+  // The same for one tap and the windows [begin, last).
+  template <typename Same, typename Mixture>
+  [[gnu::always_inline]] void for_each_cell(int64_t y, int64_t x, int64_t begin, int64_t last,
+                                            Same& same, Mixture& mixture) const {
+    const int64_t start = first + y * width + x, tap = y * windows.kernel_width + x;
+    for (int64_t end = begin; begin < last; begin = end) {
+      const int64_t code = codes[start + begin * windows.stride];
+      if (code == kMixed<Code>) {
+        end = begin + 1;
+        mixture(parts[start + begin * windows.stride], tap, begin);
+      } else {
+        end = end_of_run(codes + start, windows.stride, begin, last);
+        same(row_of(code, tap), begin, end);
+      }
+    }
+  }
+
+  [[gnu::always_inline]] void advance(int64_t count) {
+    first += count * windows.stride;
+    first_row += count * windows.stride;
   }
 };
 
@@ -302,72 +331,5 @@ Window<Code> window_at(const PaddedCells<Code>& cells, const Windows& windows, i
           windows,
           pitch};
 }
-
-// What a call is given, checked.
-struct LabelProblem {
-  Tensor labels;
-  std::optional<Tensor> edges;
-  int64_t num_labels, level;
-  Padding padding;
-  Windows windows;
-
-  LabelProblem(const Tensor& given, const std::optional<Tensor>& given_edges, int64_t num_labels,
-               int64_t kernel_height, int64_t kernel_width, int64_t level, int64_t stride,
-               const std::string& padding_name, int64_t pad)
-      : labels(torch::stable::contiguous(given)),
-        num_labels(num_labels),
-        level(level),
-        padding{Mode::none, 0},
-        windows{kernel_height, kernel_width, stride, 0, 0} {
-    STD_TORCH_CHECK(labels.dim() == 4 && labels.size(1) == 1,
-                    "label_conv2d: labels must be [N, 1, H, W]");
-    const ScalarType type = labels.scalar_type();
-    STD_TORCH_CHECK(type == ScalarType::Byte || type == ScalarType::Int,
-                    "label_conv2d: labels must be uint8 or int32");
-    STD_TORCH_CHECK(num_labels > 0 && num_labels < (int64_t{1} << 29) && stride > 0 && level >= 0,
-                    "label_conv2d: num_labels, stride or level out of range");
-    if (given_edges) {
-      STD_TORCH_CHECK(
-          given_edges->scalar_type() == ScalarType::Byte && given_edges->numel() == labels.numel(),
-          "label_conv2d: edges must be uint8 like labels");
-      edges = torch::stable::contiguous(*given_edges);
-    }
-    int64_t height = labels.size(2), width = labels.size(3);
-    for (int64_t i = 0; i < level; ++i) height = ceil_div(height, 2), width = ceil_div(width, 2);
-    padding = padding_of(padding_name, pad, height, width);
-    STD_TORCH_CHECK(kernel_height > 0 && kernel_width > 0 && height + 2 * pad >= kernel_height &&
-                        width + 2 * pad >= kernel_width,
-                    "label_conv2d: the kernel must fit into the padded picture");
-    windows.rows = (height + 2 * pad - kernel_height) / stride + 1;
-    windows.columns = (width + 2 * pad - kernel_width) / stride + 1;
-  }
-
-  int64_t images() const { return labels.size(0); }
-  int64_t codes() const { return (num_labels + 1) * (edges ? 2 : 1); }
-  int64_t channels() const { return num_labels + (edges ? 1 : 0); }
-
-  // Calls body.operator()<Code>() with a type for the codes: bytes where they suffice.
-  template <typename Body>
-  void with_code(Body body) const {
-    if (codes() <= kMixed<uint8_t>) return body.template operator()<uint8_t>();
-    body.template operator()<int32_t>();
-  }
-
-  template <typename Code>
-  PaddedCells<Code> cells(int64_t image) const {
-    const int64_t height = labels.size(2), width = labels.size(3);
-    const int64_t first = image * height * width;
-    const uint8_t* marks =
-        edges ? static_cast<const uint8_t*>(edges->const_data_ptr()) + first : nullptr;
-    const void* ids = labels.const_data_ptr();
-    Cells<Code> found = labels.scalar_type() == ScalarType::Byte
-                            ? read_cells<Code>(static_cast<const uint8_t*>(ids) + first, marks,
-                                               num_labels, height, width)
-                            : read_cells<Code>(static_cast<const int32_t*>(ids) + first, marks,
-                                               num_labels, height, width);
-    for (int64_t i = 0; i < level; ++i) found = pool(found, codes());
-    return PaddedCells<Code>(std::move(found), padding, num_labels, windows);
-  }
-};
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "label_cells.h"
+#include "label_problem.h"
 #include "pictures.h"
 #include "tiles.h"
 
@@ -21,30 +22,46 @@ constexpr int64_t kRun = 256;
 
 // table += dy [count, step] at everything that the windows see.
 template <int kCount, typename Code>
-[[gnu::always_inline]] inline void scatter_lanes(Window<Code> window, const float* dy,
+[[gnu::always_inline]] inline void scatter_lanes(const Window<Code>& window, const float* dy,
                                                  int64_t count, int64_t step, float* table) {
-  for (int64_t i = 0; i < count; ++i) {
-    Lanes values[kCount];
-    for (int n = 0; n < kCount; ++n) values[n] = lanes_at(dy + i * step + n * kLane);
-    window.for_each_part([&](int64_t row, float share) __attribute__((always_inline)) {
-      for (int n = 0; n < kCount; ++n) lanes_at(table + row + n * kLane) += share * values[n];
-    });
-    window.advance();
-  }
+  const auto same = [=](int64_t row, int64_t begin, int64_t end) __attribute__((always_inline)) {
+    Lanes sums[kCount] = {};
+    for (int64_t i = begin; i < end; ++i) {
+      for (int n = 0; n < kCount; ++n) sums[n] += lanes_at(dy + i * step + n * kLane);
+    }
+    for (int n = 0; n < kCount; ++n) lanes_at(table + row + n * kLane) += sums[n];
+  };
+  const auto mixture = [=, &window](const Part* part, int64_t tap, int64_t i)
+                           __attribute__((always_inline)) {
+                             Lanes values[kCount];
+                             for (int n = 0; n < kCount; ++n)
+                               values[n] = lanes_at(dy + i * step + n * kLane);
+                             for (; part->code >= 0; ++part) {
+                               float* to = table + window.row_of(part->code, tap);
+                               for (int n = 0; n < kCount; ++n)
+                                 lanes_at(to + n * kLane) += part->share * values[n];
+                             }
+                           };
+  window.for_each_place(count, same, mixture);
 }
 
 template <typename Code>
-[[gnu::always_inline]] inline void scatter_windows(const Window<Code>& window, const float* dy,
+[[gnu::always_inline]] inline void scatter_windows(Window<Code> window, const float* dy,
                                                    int64_t count, float* table) {
-  int64_t at = 0;
-  for (; at + 4 * kLane <= window.pitch; at += 4 * kLane) {
-    scatter_lanes<4>(window, dy + at, count, window.pitch, table + at);
-  }
-  for (; at + 2 * kLane <= window.pitch; at += 2 * kLane) {
-    scatter_lanes<2>(window, dy + at, count, window.pitch, table + at);
-  }
-  for (; at < window.pitch; at += kLane) {
-    scatter_lanes<1>(window, dy + at, count, window.pitch, table + at);
+  const int64_t pitch = window.pitch;
+  for (int64_t first = 0; first < count; first += kSideBySide, dy += kSideBySide * pitch) {
+    const int64_t some = std::min(kSideBySide, count - first);
+    int64_t at = 0;
+    for (; at + 8 * kLane <= pitch; at += 8 * kLane) {
+      scatter_lanes<8>(window, dy + at, some, pitch, table + at);
+    }
+    for (; at + 4 * kLane <= pitch; at += 4 * kLane) {
+      scatter_lanes<4>(window, dy + at, some, pitch, table + at);
+    }
+    for (; at < pitch; at += kLane) {
+      scatter_lanes<1>(window, dy + at, some, pitch, table + at);
+    }
+    window.advance(some);
   }
 }
 

@@ -6,40 +6,61 @@
 
 #include "chunk_statistics.h"
 #include "label_cells.h"
+#include "label_problem.h"
 #include "pictures.h"
 #include "tiles.h"
 
 namespace {
 
-// to = the lanes [at, at + 16 kCount) of `count` windows side by side, `step` apart.
+// to = kCount lanes of `count` windows side by side, `step` apart.
 template <int kCount, typename Code>
-[[gnu::always_inline]] inline void gather_lanes(Window<Code> window, const float* table,
+[[gnu::always_inline]] inline void gather_lanes(const Window<Code>& window, const float* table,
                                                 const float* bias, int64_t count, int64_t step,
                                                 float* to) {
   for (int64_t i = 0; i < count; ++i) {
-    Lanes sums[kCount];
-    for (int n = 0; n < kCount; ++n) sums[n] = lanes_at(bias + n * kLane);
-    window.for_each_part([&](int64_t row, float share) __attribute__((always_inline)) {
-      for (int n = 0; n < kCount; ++n) sums[n] += share * lanes_at(table + row + n * kLane);
-    });
-    for (int n = 0; n < kCount; ++n) lanes_at(to + i * step + n * kLane) = sums[n];
-    window.advance();
+    for (int n = 0; n < kCount; ++n)
+      lanes_at(to + i * step + n * kLane) = lanes_at(bias + n * kLane);
   }
+  const auto same = [=](int64_t row, int64_t begin, int64_t end) __attribute__((always_inline)) {
+    Lanes values[kCount];
+    for (int n = 0; n < kCount; ++n) values[n] = lanes_at(table + row + n * kLane);
+    for (int64_t i = begin; i < end; ++i) {
+      for (int n = 0; n < kCount; ++n) lanes_at(to + i * step + n * kLane) += values[n];
+    }
+  };
+  const auto mixture = [=, &window](const Part* part, int64_t tap, int64_t i)
+                           __attribute__((always_inline)) {
+                             Lanes sums[kCount];
+                             for (int n = 0; n < kCount; ++n)
+                               sums[n] = lanes_at(to + i * step + n * kLane);
+                             for (; part->code >= 0; ++part) {
+                               const float* from = table + window.row_of(part->code, tap);
+                               for (int n = 0; n < kCount; ++n)
+                                 sums[n] += part->share * lanes_at(from + n * kLane);
+                             }
+                             for (int n = 0; n < kCount; ++n)
+                               lanes_at(to + i * step + n * kLane) = sums[n];
+                           };
+  window.for_each_place(count, same, mixture);
 }
 
 template <typename Code>
-[[gnu::always_inline]] inline void gather_windows(const Window<Code>& window, const float* table,
-                                                  const float* bias, int64_t count, int64_t step,
-                                                  float* to) {
-  int64_t at = 0;
-  for (; at + 4 * kLane <= window.pitch; at += 4 * kLane) {
-    gather_lanes<4>(window, table + at, bias + at, count, step, to + at);
-  }
-  for (; at + 2 * kLane <= window.pitch; at += 2 * kLane) {
-    gather_lanes<2>(window, table + at, bias + at, count, step, to + at);
-  }
-  for (; at < window.pitch; at += kLane) {
-    gather_lanes<1>(window, table + at, bias + at, count, step, to + at);
+[[gnu::always_inline]] inline void gather_windows(Window<Code> window, const float* table,
+                                                  const float* bias, int64_t count, float* to) {
+  const int64_t pitch = window.pitch;
+  for (int64_t first = 0; first < count; first += kSideBySide, to += kSideBySide * pitch) {
+    const int64_t some = std::min(kSideBySide, count - first);
+    int64_t at = 0;
+    for (; at + 8 * kLane <= pitch; at += 8 * kLane) {
+      gather_lanes<8>(window, table + at, bias + at, some, pitch, to + at);
+    }
+    for (; at + 4 * kLane <= pitch; at += 4 * kLane) {
+      gather_lanes<4>(window, table + at, bias + at, some, pitch, to + at);
+    }
+    for (; at < pitch; at += kLane) {
+      gather_lanes<1>(window, table + at, bias + at, some, pitch, to + at);
+    }
+    window.advance(some);
   }
 }
 
@@ -47,13 +68,13 @@ template <typename Code>
 PIX2PIXHD_FAST_SIMD
 void gather(const Window<uint8_t>& window, const float* table, const float* bias, int64_t count,
             float* to) {
-  gather_windows(window, table, bias, count, window.pitch, to);
+  gather_windows(window, table, bias, count, to);
 }
 
 PIX2PIXHD_FAST_SIMD
 void gather(const Window<int32_t>& window, const float* table, const float* bias, int64_t count,
             float* to) {
-  gather_windows(window, table, bias, count, window.pitch, to);
+  gather_windows(window, table, bias, count, to);
 }
 
 // to [count, pitch] = the row [pitch] over and over.
@@ -179,6 +200,26 @@ struct Convolution {
   }
 };
 
+void convolve(const LabelProblem& problem, const Tables& tables,
+              const std::optional<Tensor>& addend, std::optional<double> eps, Tensor& y,
+              Tensor& mean, Tensor& rstd) {
+  with_type(y, [&]<typename T>() {
+    const ChunkStatistics<T> statistics{{MemoryFormat::ChannelsLast, y},
+                                        static_cast<float*>(mean.mutable_data_ptr()),
+                                        static_cast<float*>(rstd.mutable_data_ptr()),
+                                        eps.value_or(0.0)};
+    problem.with_code([&]<typename Code>() {
+      Convolution<T, Code>{problem,
+                           tables,
+                           statistics,
+                           addend ? static_cast<const T*>(addend->const_data_ptr()) : nullptr,
+                           static_cast<T*>(y.mutable_data_ptr()),
+                           eps.has_value()}
+          .run();
+    });
+  });
+}
+
 std::tuple<Tensor, Tensor, Tensor> label_conv2d_cpu(
     const Tensor& labels, const std::optional<Tensor>& edges, const Tensor& weight,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& addend, int64_t num_labels,
@@ -206,21 +247,7 @@ std::tuple<Tensor, Tensor, Tensor> label_conv2d_cpu(
     add = torch::stable::contiguous(*addend, MemoryFormat::ChannelsLast);
   }
   const Tables tables(problem, weight, dead_bias ? std::nullopt : bias);
-  with_type(weight, [&]<typename T>() {
-    const ChunkStatistics<T> statistics{{MemoryFormat::ChannelsLast, n, k, height, width},
-                                        static_cast<float*>(mean.mutable_data_ptr()),
-                                        static_cast<float*>(rstd.mutable_data_ptr()),
-                                        eps.value_or(0.0)};
-    problem.with_code([&]<typename Code>() {
-      Convolution<T, Code>{problem,
-                           tables,
-                           statistics,
-                           add ? static_cast<const T*>(add->const_data_ptr()) : nullptr,
-                           static_cast<T*>(y.mutable_data_ptr()),
-                           eps.has_value()}
-          .run();
-    });
-  });
+  convolve(problem, tables, add, eps, y, mean, rstd);
   return {y, mean, rstd};
 }
 
