@@ -10,6 +10,7 @@ from pix2pixhd_fast import ops
 from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.nn.pending import Pending, as_pending, fits_ops, materialise
 from pix2pixhd_fast.nn.vgg import VGG_LEAST_SIDE, Vgg19
+from pix2pixhd_fast.ops.channel_statistics import wide
 from pix2pixhd_fast.ops.norm_act_pad import DTYPES
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
 
@@ -21,8 +22,8 @@ class GANLoss(nn.Module):
 
     `use_lsgan`: squared error (LSGAN), else binary cross-entropy of probabilities. `input` is what
     a discriminator returns: a list per scale of lists, or one list or tensor list; the last entry
-    of a list is the prediction. Computed in float32. `tensor` is accepted as in the original,
-    without effect.
+    of a list is the prediction. Computed in float32 (float64 for float64). `tensor` is
+    accepted as in the original, without effect.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class GANLoss(nn.Module):
     def _one(self, prediction: Tensor, target: float) -> Tensor:
         # autocast refuses binary cross-entropy of probabilities outright
         with torch.autocast(prediction.device.type, enabled=False):
-            prediction = prediction.float()
+            prediction = wide(prediction)
             return self.loss(prediction, torch.full_like(prediction, target))
 
 
@@ -57,9 +58,10 @@ class VGGLoss(nn.Module):
 
     `x` and `y` are pictures [N, 3, H, W] in [-1, 1], used as they are; the gradient flows to `x`.
     Under `backend("fused")` by `ops.perceptual_l1`, which keeps a few bits for the gradient and no
-    feature, where VGG is as it was made and frozen; else by the features of `Vgg19`. Float32 sums.
-    `weights` as in `Vgg19`, but here they must be there: without them the constructor raises
-    `InputError`. `gpu_ids`: as in the original, a list with a CUDA device moves VGG there.
+    feature, where VGG is as it was made and frozen; else by the features of `Vgg19`. Sums are
+    float32 (float64 for float64). `weights` as in `Vgg19`, but here they must be there: without
+    them the constructor raises `InputError`. `gpu_ids`: as in the original, a list with a CUDA
+    device moves VGG there.
     """
 
     def __init__(self, gpu_ids: list[int] | tuple[int, ...] = (), weights: str = ""):
@@ -79,7 +81,7 @@ class VGGLoss(nn.Module):
         with torch.no_grad():
             others = self.vgg(y)
         pairs = zip(self.weights, features, others, strict=True)
-        return sum(w * F.l1_loss(fx.float(), fy.float()) for w, fx, fy in pairs)
+        return sum(w * F.l1_loss(wide(fx), wide(fy)) for w, fx, fy in pairs)
 
     def _fits_op(self, x: object, y: object) -> bool:
         if current_backend() == "eager" or not (fits_ops(x) and fits_ops(y)):
@@ -100,7 +102,8 @@ def feature_matching_loss(
     `fake` and `real` are what `MultiscaleDiscriminator` with `getIntermFeat` returns, or its
     `features_raw`, whose norms and activations are then computed as the loss reads; predictions
     do not count. A feature weighs 4 / (its scale's number of layers - 1), a scale 1 / num_D, as in
-    the original (4 / (n_layers_D + 1)). The gradient flows to `fake` only. Computed in float32.
+    the original (4 / (n_layers_D + 1)). The gradient flows to `fake` only. Computed in
+    float32 (float64 for float64).
     """
     fakes, reals, weights = [], [], []
     for fake_scale, real_scale in zip(fake, real, strict=True):
@@ -109,9 +112,9 @@ def feature_matching_loss(
         weights += [4.0 / (len(fake_scale) - 1) / len(fake)] * (len(fake_scale) - 1)
     if current_backend() == "fused" and _comparable(fakes, reals):
         return ops.feature_matching_loss(*map(_features, (fakes, reals)), weights)
-    total = fakes[0].x.new_zeros((), dtype=torch.float32)
+    total = wide(fakes[0].x.new_zeros(()))
     for f, r, weight in zip(fakes, reals, weights, strict=True):
-        total = total + weight * F.l1_loss(materialise(f).float(), materialise(r).detach().float())
+        total = total + weight * F.l1_loss(wide(materialise(f)), wide(materialise(r).detach()))
     return total
 
 
