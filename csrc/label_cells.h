@@ -233,8 +233,8 @@ struct PaddedCells {
 };
 
 // Eight channels: a register of AVX2. Vectors of sixteen live in memory where there is no AVX-512:
-// with them the stem of G1 took 311 ms of a thread's time instead of 84 (measured on such a
-// machine).
+// with them G1's stem took 311 ms of a thread's time instead of 84 (medians of separate runs on a
+// loaded machine without it).
 constexpr int64_t kLane = 8;
 typedef float Lanes __attribute__((vector_size(32), aligned(4), may_alias));
 
