@@ -12,7 +12,7 @@ PATCH_VALUES = 2 << 20
 def suits_products(weight: Tensor, x: Tensor) -> bool:
     """Whether `weight_gradient` is the faster engine for a convolution of x by `weight`.
 
-    On the CPU in float32, but for large kernels and few channels. Measured on two cores (AVX-512)
+    On the CPU in float32, but for large kernels and few channels. Measured on two cores (AVX2)
     against oneDNN in channels_last, GFLOP/s, where a product of large matrices has 140: 256 -> 512
     channels, 4x4, 65x129: 103 and 69; 1024 -> 1024, 3x3, 32x64: 115 and 40; 64 -> 128, 4x4, stride
     2, 257x513: 78 and 36; 64 -> 64, 3x3, 256x512: 81 and 28; 16 -> 32, 3x3, stride 2, 512x1024: 52
