@@ -96,11 +96,15 @@ template <typename T, typename Wide>
 template <int64_t kRows, int64_t kWidth, typename T>
 [[gnu::always_inline]] inline void fill_rows(T* y, int64_t stride, int64_t count, int64_t room,
                                              const T* lanes) {
+  T values[kRows * kWidth];
+  std::copy_n(lanes, kRows * kWidth, values);
   for (; count > 0 && room >= kWidth; count -= kWidth, room -= kWidth, y += kWidth) {
-    for (int64_t r = 0; r < kRows; ++r) std::copy_n(lanes + r * kWidth, kWidth, y + r * stride);
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (int64_t i = 0; i < kWidth; ++i) y[r * stride + i] = values[r * kWidth + i];
+    }
   }
   for (int64_t i = 0; i < count; ++i) {
-    for (int64_t r = 0; r < kRows; ++r) y[r * stride + i] = lanes[r * kWidth + i % kWidth];
+    for (int64_t r = 0; r < kRows; ++r) y[r * stride + i] = values[r * kWidth + i % kWidth];
   }
 }
 
