@@ -34,57 +34,146 @@ inline void rounded(double value, float& to) { to = static_cast<float>(value); }
 inline void rounded(double value, Half& to) { from_float(static_cast<float>(value), to); }
 inline void rounded(double value, BFloat16& to) { from_float(static_cast<float>(value), to); }
 
-// lanes[i % kWidth] += x[i], in registers.
-template <int64_t kWidth, typename T, typename Wide>
-[[gnu::always_inline]] inline void add_values(const T* x, int64_t count, Wide* lanes) {
-  Wide sums[kWidth];
-  std::copy_n(lanes, kWidth, sums);
+// One image: [channels, pixels], with `last` [pixels, channels].
+struct Layout {
+  int64_t channels, pixels;
+  bool last;
+
+  int64_t offset(int64_t pixel) const { return last ? pixel * channels : pixel; }
+  // Of kLanePixels pixels: [channels, kLanePixels], with `last` [kLanePixels, channels].
+  int64_t lanes() const { return channels * kLanePixels; }
+};
+
+// lanes[r, i % kWidth] += x[r, i] for i < count. The last values, fewer than kWidth, are those at
+// the end of a whole load.
+template <int64_t kRows, int64_t kWidth, typename T, typename Wide>
+[[gnu::always_inline]] inline void add_rows(const T* x, int64_t stride, int64_t count,
+                                            Wide* lanes) {
+  if (count < kWidth) {
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (int64_t i = 0; i < count; ++i) lanes[r * kWidth + i] += widened(x[r * stride + i]);
+    }
+    return;
+  }
+  Wide sums[kRows * kWidth];
+  std::copy_n(lanes, kRows * kWidth, sums);
   for (; count >= kWidth; count -= kWidth, x += kWidth) {
-    for (int64_t i = 0; i < kWidth; ++i) sums[i] += widened(x[i]);
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (int64_t i = 0; i < kWidth; ++i) sums[r * kWidth + i] += widened(x[r * stride + i]);
+    }
   }
-  for (int64_t i = 0; i < kWidth; ++i) {
-    if (i < count) sums[i] += widened(x[i]);
+  x -= kWidth - count;
+  for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t i = 0; i < kWidth; ++i) {
+      const Wide value = widened(x[r * stride + i]);
+      sums[r * kWidth + i] += i >= kWidth - count ? value : Wide{0};
+    }
   }
-  std::copy_n(sums, kWidth, lanes);
+  std::copy_n(sums, kRows * kWidth, lanes);
 }
 
-// One channel, three channels next to each other, or any number.
+// `count` pixels from x on.
 template <typename T, typename Wide>
-[[gnu::always_inline]] inline void add_run_of(const T* x, int64_t count, int64_t width,
+[[gnu::always_inline]] inline void add_run_of(const T* x, int64_t count, const Layout& layout,
                                               Wide* lanes) {
-  if (width == kLanePixels) return add_values<kLanePixels>(x, count, lanes);
-  if (width == 3 * kLanePixels) return add_values<3 * kLanePixels>(x, count, lanes);
-  for (; count > 0; count -= width, x += width) {
+  constexpr int64_t kWidth = kLanePixels;
+  const int64_t channels = layout.channels, width = layout.lanes();
+  if (!layout.last) {
+    if (channels == 3) return add_rows<3, kWidth>(x, layout.pixels, count, lanes);
+    for (int64_t c = 0; c < channels; ++c) {
+      add_rows<1, kWidth>(x + c * layout.pixels, 0, count, lanes + c * kWidth);
+    }
+    return;
+  }
+  if (channels == 3) return add_rows<1, 3 * kWidth>(x, 0, 3 * count, lanes);
+  for (count *= channels; count > 0; count -= width, x += width) {
     for (int64_t i = 0; i < std::min(count, width); ++i) lanes[i] += widened(x[i]);
   }
 }
 
-PIX2PIXHD_FAST_SIMD void add_run(const float* x, int64_t count, int64_t width, float* lanes) {
-  add_run_of(x, count, width, lanes);
+// y[r, i] = lanes[r, i % kWidth] for i < count, in whole stores as far as there is `room`: what
+// they write behind the run is written again with the next one.
+template <int64_t kRows, int64_t kWidth, typename T>
+[[gnu::always_inline]] inline void fill_rows(T* y, int64_t stride, int64_t count, int64_t room,
+                                             const T* lanes) {
+  T values[kRows * kWidth];
+  std::copy_n(lanes, kRows * kWidth, values);
+  for (; count > 0 && room >= kWidth; count -= kWidth, room -= kWidth, y += kWidth) {
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (int64_t i = 0; i < kWidth; ++i) y[r * stride + i] = values[r * kWidth + i];
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t r = 0; r < kRows; ++r) y[r * stride + i] = values[r * kWidth + i % kWidth];
+  }
 }
-PIX2PIXHD_FAST_SIMD void add_run(const double* x, int64_t count, int64_t width, double* lanes) {
-  add_run_of(x, count, width, lanes);
-}
-PIX2PIXHD_FAST_SIMD void add_run(const Half* x, int64_t count, int64_t width, float* lanes) {
-  add_run_of(x, count, width, lanes);
-}
-PIX2PIXHD_FAST_SIMD void add_run(const BFloat16* x, int64_t count, int64_t width, float* lanes) {
-  add_run_of(x, count, width, lanes);
+
+// `count` pixels from y on; those behind them, up to `room`, may change.
+template <typename T>
+[[gnu::always_inline]] inline void fill_run_of(T* y, int64_t count, int64_t room,
+                                               const Layout& layout, const T* lanes) {
+  constexpr int64_t kWidth = kLanePixels;
+  const int64_t channels = layout.channels, width = layout.lanes();
+  if (!layout.last) {
+    if (channels == 3) return fill_rows<3, kWidth>(y, layout.pixels, count, room, lanes);
+    for (int64_t c = 0; c < channels; ++c) {
+      fill_rows<1, kWidth>(y + c * layout.pixels, 0, count, room, lanes + c * kWidth);
+    }
+    return;
+  }
+  if (channels == 3) return fill_rows<1, 3 * kWidth>(y, 0, 3 * count, 3 * room, lanes);
+  for (count *= channels; count > 0; count -= width, y += width) {
+    std::copy_n(lanes, std::min(count, width), y);
+  }
 }
 
 // The first pixel at or behind `p` whose id is not that of `p`, at most `end`.
 template <typename Id>
 [[gnu::always_inline]] inline int64_t run_end_of(const Id* ids, int64_t p, int64_t end) {
+  constexpr int64_t kWidth = 32;
   const Id id = ids[p];
-  for (; p + kLanePixels <= end; p += kLanePixels) {
-    Id difference = 0;
-    for (int64_t i = 0; i < kLanePixels; ++i) difference |= ids[p + i] ^ id;
-    if (difference != 0) break;
+  for (; p + kWidth <= end; p += kWidth) {
+    Id equal = kWidth;
+    for (int64_t i = 0; i < kWidth; ++i) {
+      equal = std::min(equal, ids[p + i] == id ? Id{kWidth} : static_cast<Id>(i));
+    }
+    if (equal < kWidth) return p + equal;
   }
   while (p < end && ids[p] == id) ++p;
   return p;
 }
 
+PIX2PIXHD_FAST_SIMD void add_run(const float* x, int64_t count, const Layout& layout,
+                                 float* lanes) {
+  add_run_of(x, count, layout, lanes);
+}
+PIX2PIXHD_FAST_SIMD void fill_run(float* y, int64_t count, int64_t room, const Layout& layout,
+                                  const float* lanes) {
+  fill_run_of(y, count, room, layout, lanes);
+}
+PIX2PIXHD_FAST_SIMD void add_run(const double* x, int64_t count, const Layout& layout,
+                                 double* lanes) {
+  add_run_of(x, count, layout, lanes);
+}
+PIX2PIXHD_FAST_SIMD void fill_run(double* y, int64_t count, int64_t room, const Layout& layout,
+                                  const double* lanes) {
+  fill_run_of(y, count, room, layout, lanes);
+}
+PIX2PIXHD_FAST_SIMD void add_run(const Half* x, int64_t count, const Layout& layout, float* lanes) {
+  add_run_of(x, count, layout, lanes);
+}
+PIX2PIXHD_FAST_SIMD void fill_run(Half* y, int64_t count, int64_t room, const Layout& layout,
+                                  const Half* lanes) {
+  fill_run_of(y, count, room, layout, lanes);
+}
+PIX2PIXHD_FAST_SIMD void add_run(const BFloat16* x, int64_t count, const Layout& layout,
+                                 float* lanes) {
+  add_run_of(x, count, layout, lanes);
+}
+PIX2PIXHD_FAST_SIMD void fill_run(BFloat16* y, int64_t count, int64_t room, const Layout& layout,
+                                  const BFloat16* lanes) {
+  fill_run_of(y, count, room, layout, lanes);
+}
 PIX2PIXHD_FAST_SIMD int64_t run_end(const int32_t* ids, int64_t p, int64_t end) {
   return run_end_of(ids, p, end);
 }
@@ -167,13 +256,12 @@ struct Chunk {
   std::vector<Run> runs;
 };
 
-// The instances of a chunk while they are summed: lanes [instances, channels * kLanePixels].
+// The instances of a chunk while they are summed: lanes [instances, layout.lanes()].
 template <typename Id, typename T>
 class Summation {
  public:
-  Summation(const T* x, int64_t channels, int64_t pixels, bool last)
-      : x_(x), channels_(channels), pixels_(pixels), last_(last) {
-    chunk_.instances.channels = channels;
+  Summation(const T* x, const Layout& layout) : x_(x), layout_(layout) {
+    chunk_.instances.channels = layout.channels;
   }
 
   // Pixels of one id, from `first` on.
@@ -183,12 +271,12 @@ class Summation {
     chunk_.runs.push_back({static_cast<int32_t>(count), number});
     if (static_cast<size_t>(number) == additions_.size()) {
       additions_.push_back(0);
-      lanes_.resize(lanes_.size() + width());
+      lanes_.resize(lanes_.size() + layout_.lanes());
     }
     for (const int64_t end = first + count; first < end;) {
       const int64_t most = (kAdditions - additions_[number]) * kLanePixels;
       const int64_t now = std::min(end - first, most);
-      add_to(lanes_.data() + number * width(), first, now);
+      add_run(x_ + layout_.offset(first), now, layout_, lanes_of(number));
       additions_[number] += ceil_div(now, kLanePixels);
       if (additions_[number] == kAdditions) fold(number);
       first += now;
@@ -203,26 +291,22 @@ class Summation {
  private:
   using Wide = decltype(widened(T{}));
 
-  int64_t width() const { return channels_ * kLanePixels; }
-
-  void add_to(Wide* lanes, int64_t first, int64_t count) const {
-    if (last_) return add_run(x_ + first * channels_, count * channels_, width(), lanes);
-    for (int64_t c = 0; c < channels_; ++c) {
-      add_run(x_ + c * pixels_ + first, count, kLanePixels, lanes + c * kLanePixels);
-    }
-  }
+  Wide* lanes_of(int32_t number) { return lanes_.data() + number * layout_.lanes(); }
 
   void fold(int32_t number) {
-    Wide* lanes = lanes_.data() + number * width();
-    double* sums = chunk_.instances.sums.data() + number * channels_;
-    for (int64_t i = 0; i < width(); ++i) sums[last_ ? i % channels_ : i / kLanePixels] += lanes[i];
-    std::fill_n(lanes, width(), Wide{0});
+    const int64_t channels = layout_.channels;
+    const int64_t step = layout_.last ? channels : 1, next = layout_.last ? 1 : kLanePixels;
+    Wide* lanes = lanes_of(number);
+    double* sums = chunk_.instances.sums.data() + number * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t i = 0; i < kLanePixels; ++i) sums[c] += lanes[c * next + i * step];
+    }
+    std::fill_n(lanes, layout_.lanes(), Wide{0});
     additions_[number] = 0;
   }
 
   const T* x_;
-  const int64_t channels_, pixels_;
-  const bool last_;
+  const Layout layout_;
   Chunk<Id> chunk_;
   std::vector<Wide> lanes_;
   std::vector<int64_t> additions_;
@@ -231,17 +315,18 @@ class Summation {
 template <typename Id, typename T>
 struct Pool {
   const Id* ids;      // [images, pixels]
-  const T* features;  // [images, channels, pixels], with `last` [images, pixels, channels]
+  const T* features;  // [images] of `layout`
   T* pooled;
-  int64_t images, channels, pixels;
-  bool last;
+  int64_t images;
+  Layout layout;
 
-  int64_t chunks() const { return ceil_div(pixels, kPixels); }
+  int64_t chunks() const { return ceil_div(layout.pixels, kPixels); }
+  int64_t image_size() const { return layout.channels * layout.pixels; }
 
   Chunk<Id> sum(int64_t image, int64_t first) const {
-    const int64_t end = std::min(pixels, first + kPixels);
-    const Id* own = ids + image * pixels;
-    Summation<Id, T> summation(features + image * channels * pixels, channels, pixels, last);
+    const int64_t end = std::min(layout.pixels, first + kPixels);
+    const Id* own = ids + image * layout.pixels;
+    Summation<Id, T> summation(features + image * image_size(), layout);
     for (int64_t p = first, next; p < end; p = next) {
       next = run_end(own, p, end);
       summation.add(own[p], p, next - p);
@@ -252,25 +337,34 @@ struct Pool {
   // `means` [instances, channels] of the image, `numbers` of its instances.
   void fill(const Chunk<Id>& chunk, int64_t image, int64_t first, const Numbers<Id>& numbers,
             const std::vector<T>& means) const {
-    std::vector<int32_t> global;
-    for (const Id id : chunk.instances.numbers.ids()) global.push_back(numbers.known(id));
-    T* y = pooled + image * channels * pixels;
+    const std::vector<T> lanes = lanes_of(chunk, numbers, means);
+    const int64_t end = std::min(layout.pixels, first + kPixels);
+    T* y = pooled + image * image_size();
     for (int64_t p = first; const Run& run : chunk.runs) {
-      const T* mean = means.data() + global[run.number] * channels;
-      if (last) {
-        T* to = y + p * channels;
-        for (int64_t i = 0; i < run.pixels; ++i, to += channels) std::copy_n(mean, channels, to);
-      } else {
-        for (int64_t c = 0; c < channels; ++c) std::fill_n(y + c * pixels + p, run.pixels, mean[c]);
-      }
+      const T* own = lanes.data() + run.number * layout.lanes();
+      fill_run(y + layout.offset(p), run.pixels, end - p, layout, own);
       p += run.pixels;
     }
+  }
+
+  // The means of the instances of a chunk, for kLanePixels pixels.
+  std::vector<T> lanes_of(const Chunk<Id>& chunk, const Numbers<Id>& numbers,
+                          const std::vector<T>& means) const {
+    std::vector<T> lanes;
+    lanes.reserve(chunk.instances.areas.size() * layout.lanes());
+    for (const Id id : chunk.instances.numbers.ids()) {
+      const T* mean = means.data() + numbers.known(id) * layout.channels;
+      for (int64_t i = 0; i < layout.lanes(); ++i) {
+        lanes.push_back(mean[layout.last ? i % layout.channels : i / kLanePixels]);
+      }
+    }
+    return lanes;
   }
 
   std::vector<T> means_of(const Sums<Id>& whole) const {
     std::vector<T> means(whole.sums.size());
     for (size_t i = 0; i < means.size(); ++i) {
-      rounded(whole.sums[i] / static_cast<double>(whole.areas[i / channels]), means[i]);
+      rounded(whole.sums[i] / static_cast<double>(whole.areas[i / layout.channels]), means[i]);
     }
     return means;
   }
@@ -283,7 +377,7 @@ struct Pool {
       }
     });
     for (int64_t image = 0; image < images; ++image) {
-      Sums<Id> whole{channels, {}, {}, {}};
+      Sums<Id> whole{layout.channels, {}, {}, {}};
       const Chunk<Id>* own = parts.data() + image * chunks();
       for (int64_t i = 0; i < chunks(); ++i) whole.add(own[i].instances);
       const std::vector<T> means = means_of(whole);
@@ -303,9 +397,7 @@ void pool(const Tensor& features, const Tensor& ids, Tensor& pooled, bool last) 
                 static_cast<const T*>(features.const_data_ptr()),
                 static_cast<T*>(pooled.mutable_data_ptr()),
                 features.size(0),
-                features.size(1),
-                features.size(2) * features.size(3),
-                last}
+                {features.size(1), features.size(2) * features.size(3), last}}
         .run();
   };
   if (ids.scalar_type() == ScalarType::Int) return run(int32_t{});
