@@ -1,5 +1,6 @@
 """Processes work as one: two with gloo, on the CPU, and one that only seems to be two."""
 
+import multiprocessing
 import socket
 import subprocess
 import sys
@@ -29,7 +30,10 @@ def root(tmp_path_factory):
     with socket.socket() as unused:
         unused.bind(("localhost", 0))
         port = unused.getsockname()[1]
-    torch.multiprocessing.spawn(two.run_together, (port, root), nprocs=2)
+    # forked from a process that has imported all they need: that takes longer than what they do
+    multiprocessing.set_forkserver_preload([two.__name__, "torch._dynamo"])
+    start = torch.multiprocessing.start_processes
+    start(two.run_together, (port, root), nprocs=2, start_method="forkserver")
     return root
 
 
