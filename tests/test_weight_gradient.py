@@ -47,10 +47,20 @@ def test_drawn_convolutions(data):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradients_by_products(transposed, stride):
     dy, x, weight = problem(2, 16, 18, 9, 11, 3, stride, 1, transposed)
-    assert module.suits_products(weight, x)
+    assert module.suits_products(weight, x, stride)
     conv = Conv(weight, torch.zeros(dy.shape[1]), stride, transposed)
     found = _gradients(dy, x, conv, 1, (True, True, True))
     wanted = expected(dy, x, weight, stride, 1, transposed)
     for name, got, want in zip(("dx", "dweight", "dbias"), found, wanted, strict=True):
         assert got.shape == want.shape
         assert_close_l2(got, want, 1e-5, name)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_pointwise_kernels_with_a_stride_do_not_reach_the_library(transposed):
+    dy, x, weight = problem(2, 2, 3, 8, 8, 1, 2, 0, transposed)
+    assert module.suits_products(weight, x, 2)
+    conv = Conv(weight, None, 2, transposed)
+    found = _gradients(dy, x, conv, 0, (True, True, False))
+    wanted = expected(dy, x, weight, 2, 0, transposed)
+    assert_close_l2(found[1], wanted[1], 1e-5, "dweight")

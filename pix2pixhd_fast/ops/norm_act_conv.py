@@ -149,7 +149,7 @@ def _gradients(
         )  # fmt: skip
 
     needs_p, needs_weight, needs_bias = needs
-    if not (needs_weight and suits_products(conv.weight, p)):
+    if not (needs_weight and suits_products(conv.weight, p, conv.stride)):
         return gradients(*needs)
     dp = gradients(True, False, False)[0] if needs_p else None
     # A transposed convolution is the gradient of one that reads what it writes.

@@ -9,19 +9,26 @@ from torch._subclasses import FakeTensor
 PATCH_VALUES = 2 << 20
 
 
-def suits_products(weight: Tensor, x: Tensor) -> bool:
-    """Whether `weight_gradient` is the faster engine for a convolution of x by `weight`.
+def suits_products(weight: Tensor, x: Tensor, stride: int) -> bool:
+    """Whether to take `weight_gradient` for a convolution of x by `weight`, transposed or not.
 
     On the CPU in float32, but for large kernels and few channels. Measured on two cores (AVX2)
     against oneDNN in channels_last, GFLOP/s, where a product of large matrices has 140: 256 -> 512
     channels, 4x4, 65x129: 103 and 69; 1024 -> 1024, 3x3, 32x64: 115 and 40; 64 -> 128, 4x4, stride
     2, 257x513: 78 and 36; 64 -> 64, 3x3, 256x512: 81 and 28; 16 -> 32, 3x3, stride 2, 512x1024: 52
-    and 42. But 36 -> 32, 7x7: 60 and 60; 32 -> 3, 7x7: 16 and 26; 512 -> 1, 4x4: 7 and 10. Fake
-    tensors stand for those of a GPU.
+    and 42. But 36 -> 32, 7x7: 60 and 60; 32 -> 3, 7x7: 16 and 26; 512 -> 1, 4x4: 7 and 10.
+
+    Kernels of one pixel with a stride always: in channels_last oneDNN writes outside of its memory
+    then, on processors without AVX-512 (PyTorch 2.14.1; found by glibc's MALLOC_CHECK_).
+
+    Fake tensors stand for those of a GPU.
     """
     if isinstance(x, FakeTensor) or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
-    return min(weight.shape[:2]) >= 16 and max(weight.shape[2:]) <= 4 and x.numel() > 0
+    kernel = max(weight.shape[2:])
+    if x.numel() == 0:
+        return False
+    return (kernel == 1 and stride > 1) or (min(weight.shape[:2]) >= 16 and kernel <= 4)
 
 
 def weight_gradient(
