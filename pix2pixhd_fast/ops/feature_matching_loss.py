@@ -269,7 +269,7 @@ def _backward(ctx, dloss, _):
 
 
 # csrc/feature_matching_loss.cuh: threads of a block, vectors that each reads, features of a launch.
-THREADS, ITEMS, MOST_FEATURES = 256, 16, 20
+THREADS, ITEMS, MOST_FEATURES = 128, 16, 20
 
 
 def partial_sums(f: Tensor, summed: bool, plain: bool) -> tuple[int, int]:

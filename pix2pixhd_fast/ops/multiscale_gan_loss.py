@@ -99,7 +99,7 @@ class _Loss(torch.autograd.Function):
 
 
 # csrc/multiscale_gan_loss.cuh: values of a block, predictions of a launch.
-BLOCK_VALUES, MOST_PREDICTIONS = 4096, 64
+BLOCK_VALUES, MOST_PREDICTIONS = 2048, 64
 
 
 def _forward_launches(predictions, target, lsgan, result) -> list[Launch] | None:
