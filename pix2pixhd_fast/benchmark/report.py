@@ -122,10 +122,12 @@ def _measured(entries: list[Entry], images: Path, file: Path) -> Iterator[str]:
     times = "".join(f" {name.replace('_', ' ')}, ms (CPU) |" for name in backends)
     yield f"| what | pass | dtype |{times} fused over eager (CPU) | measured (GPU) |"
     yield "|---|---|---" + "|--:" * (len(backends) + 1) + "|---|"
+    several = len({row["device"] for row in rows}) > 1
     for entry in entries:
         target, case, pass_name, size, batch, dtype = entry.key
         batch = "" if batch == "1" else f", batch {batch}"
-        what = f"`{target}` {size}{batch}: {case}"
+        on = f" ({next(iter(entry.cpu.values()))['device']})" if several and entry.cpu else ""
+        what = f"`{target}` {size}{batch}: {case}{on}"
         cells = [_time(entry.cpu.get(name)) for name in backends]
         line = [what, pass_name, dtype, *cells, _ratio(entry.cpu.get("fused")), _on_gpus(entry)]
         yield f"| {' | '.join(line)} |"
