@@ -140,9 +140,9 @@ def test_multiscale_gan_loss_launches_its_cuda_kernels():
     def predictions(*given):
         return launches_of_loss("multiscale_gan_loss", [*given], 1.0, True)
 
-    large, small = torch.zeros(1, 1, 80, 60), torch.zeros(10)
+    large, small = torch.zeros(1, 1, 40, 60), torch.zeros(10)
     measure, combine, differentiate = kernels_of_loss("multiscale_gan_loss")
-    size = 4 * 4810
+    size = 4 * 2410
     gradient = Launch(differentiate, 4 + size, size)
     assert predictions(large, small) == (
         [Launch(measure, size, 12, 0, 12), Launch(combine, 12, 4, 0, 12)],
