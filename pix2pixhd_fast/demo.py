@@ -158,9 +158,10 @@ class Demo:
             "clusters of its class, drawn anew for each picture. No drawing is looked at."
         )
         _add_pictures(page, styles, "styles", WIDTH)
-        (page.images / "losses.png").write_bytes(curves.read_bytes())
-        page.header("Losses")
-        page.figure("losses.png", "losses of the training")
+        if curves.is_file():  # a training too short to log losses has none
+            (page.images / "losses.png").write_bytes(curves.read_bytes())
+            page.header("Losses")
+            page.figure("losses.png", "losses of the training")
         page.header("Figures")
         page.table(("what", "value"), facts)
         page.save()
