@@ -10,6 +10,7 @@ from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.nn.define import define_D, define_G, print_network
 from pix2pixhd_fast.nn.losses import GANLoss, VGGLoss
 from pix2pixhd_fast.nn.norms import keep_running_statistics
+from pix2pixhd_fast.nn.weight_format import hold_as_read
 from pix2pixhd_fast.ops.instance_boundaries import instance_boundaries
 from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.semantic import (
@@ -83,6 +84,9 @@ class Pix2PixHD(nn.Module):
                 self.criterionVGG = None if o.no_vgg_loss else VGGLoss(weights=o.vgg_weights)
         if device.type != "cpu":  # fake parameters refuse even a move to where they are
             self.to(device)
+        if current_backend() != "eager":
+            first = (o.netG_input_nc, o.netD_input_nc) if o.label_nc else ()
+            hold_as_read(self.networks().values(), of_labels=first)
         if o.isTrain:
             self.pool = ImagePool(o.pool_size, o.seed + world.rank)
             self.optimizers = Optimizers(o, self.netG, self.netD, self.netE, world)

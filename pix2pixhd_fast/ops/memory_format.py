@@ -2,9 +2,15 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from pix2pixhd_fast._launches import Launch, bytes_of, register_launches
 from pix2pixhd_fast._library import define, kernel
+
+
+def stands_for_gpu(x: Tensor) -> bool:
+    """Whether x is on a GPU, or a fake tensor: whatever their device, those stand for a GPU's."""
+    return isinstance(x, FakeTensor) or x.device.type != "cpu"
 
 
 def to_channels_last(x: Tensor) -> Tensor:

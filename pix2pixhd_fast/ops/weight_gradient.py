@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses import FakeTensor
+
+from pix2pixhd_fast.ops.memory_format import stands_for_gpu
 
 # The values of a patch matrix, 8 MiB: it is written and read again while it is in the cache.
 PATCH_VALUES = 2 << 20
@@ -20,10 +21,8 @@ def suits_products(weight: Tensor, x: Tensor, stride: int) -> bool:
 
     Kernels of one pixel with a stride always: in channels_last oneDNN writes outside of its memory
     then, on processors without AVX-512 (PyTorch 2.14.1; found by glibc's MALLOC_CHECK_).
-
-    Fake tensors stand for those of a GPU.
     """
-    if isinstance(x, FakeTensor) or x.device.type != "cpu" or x.dtype != torch.float32:
+    if stands_for_gpu(x) or x.dtype != torch.float32:
         return False
     kernel = max(weight.shape[2:])
     if x.numel() == 0:

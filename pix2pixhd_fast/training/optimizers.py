@@ -5,6 +5,7 @@ from torch.optim import Adam
 
 from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.nn.generators import enhancer_parameters
+from pix2pixhd_fast.nn.weight_format import laid_out_like
 from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.training.distributed import ALONE, World
 from pix2pixhd_fast.training.gradients import SharedGradients
@@ -119,5 +120,7 @@ class Optimizers:
         for name in ("G", "D"):
             optimizer, scale = getattr(self, name), state[f"scaler_{name}"]
             optimizer.load_state_dict(_with_settings(state[name], self.settings))
+            for p, found in optimizer.state.items():
+                found.update(laid_out_like(p, found))
             if scale:
                 self.scalers[name].load_state_dict(scale)
