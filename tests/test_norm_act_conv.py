@@ -1,6 +1,10 @@
 """norm_act_conv: against the layers of PyTorch in float64."""
 
+import importlib
+import itertools
+from contextlib import contextmanager
 from typing import NamedTuple
+from unittest import mock
 
 import hypothesis.strategies as st
 import pytest
@@ -15,6 +19,8 @@ from pix2pixhd_fast.ops.norm_act_pad import ACTIVATIONS, NORMS
 from tests.helpers import assert_close_l2
 from tests.pictures import FORMATS, activation, draw, ops, padded, paddings
 
+# The function of the same name hides the module as an attribute.
+module = importlib.import_module("pix2pixhd_fast.ops.norm_act_conv")
 EPS = 1e-5
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -171,6 +177,47 @@ def test_only_what_is_needed():
         y = layer.fused(**(leaves | {name: leaves[name].requires_grad_()}))[0]
         y.sum().backward()
         assert [key for key, t in leaves.items() if t.grad is not None] == [name]
+
+
+PARTS = (
+    Layer((1, 3, 8, 11), 4, 4, affine=True, padding="replicate", pad=2, stride=2),
+    Layer((2, 3, 7, 6), 5, 4, "none", act="none", padding="zero", pad=2, stride=2),
+    Layer((2, 3, 5, 6), 5, padding="reflect"),
+    Layer((1, 3, 5, 6), 5, 3, "fixed", True, "tanh", "zero", 1, 2, True, 1),
+)
+
+
+@pytest.mark.parametrize("layer", PARTS, ids=lambda layer: f"{layer.padding}-{layer.transposed}")
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_parts_of_the_gradients_are_those_of_all(layer, dtype):
+    """And without that of the weight, what the convolution read is not computed anew."""
+    leaves = {name: t.detach() for name, t in layer.tensors(dtype).items()}
+    given = arguments(layer, leaves)
+    dy = draw(*ops.norm_act_conv(*given, None)[0].shape, dtype, seed=2)
+    rest = (*given[:6], *given[7:-1])
+    dx, dweight, dbias, *affine = ops.norm_act_conv_backward(dy, *rest, True, True, True)
+    for needs in itertools.product((False, True), repeat=3):
+        parts = zip((dx, dweight, dbias), needs, strict=True)
+        wanted = [t for t, needed in parts if needed] + (affine if needs[0] else [])
+        with applications() as written:
+            found = ops.norm_act_conv_backward(dy, *rest, *needs)
+        assert len(written) == needs[1]
+        for mine, exact in zip(found, wanted, strict=True):
+            assert_close_l2(mine, exact, TOLERANCES[dtype], str(needs))
+
+
+@contextmanager
+def applications():
+    """The padded inputs that are computed in the block."""
+    found = []
+
+    def noted(*arguments):
+        found.append(padded_input(*arguments))
+        return found[-1]
+
+    padded_input = module.padded_input
+    with mock.patch.object(module, "padded_input", noted):
+        yield found
 
 
 def test_no_statistics_where_none_are_wanted():

@@ -49,7 +49,7 @@ def test_gradients_by_products(transposed, stride):
     dy, x, weight = problem(2, 16, 18, 9, 11, 3, stride, 1, transposed)
     assert module.suits_products(weight, x, stride)
     conv = Conv(weight, torch.zeros(dy.shape[1]), stride, transposed)
-    found = _gradients(dy, x, conv, 1, (True, True, True))
+    found = _gradients(dy, x, tuple(x.shape[2:]), conv, 1, (True, True, True))
     wanted = expected(dy, x, weight, stride, 1, transposed)
     for name, got, want in zip(("dx", "dweight", "dbias"), found, wanted, strict=True):
         assert got.shape == want.shape
@@ -61,6 +61,6 @@ def test_pointwise_kernels_with_a_stride_do_not_reach_the_library(transposed):
     dy, x, weight = problem(2, 2, 3, 8, 8, 1, 2, 0, transposed)
     assert module.suits_products(weight, x, 2)
     conv = Conv(weight, None, 2, transposed)
-    found = _gradients(dy, x, conv, 0, (True, True, False))
+    found = _gradients(dy, x, tuple(x.shape[2:]), conv, 0, (True, True, False))
     wanted = expected(dy, x, weight, 2, 0, transposed)
     assert_close_l2(found[1], wanted[1], 1e-5, "dweight")

@@ -136,29 +136,52 @@ def _forward(
     return y, *(torch.empty(0, dtype=dtype, device=y.device) for _ in range(2))
 
 
-def _gradients(
-    dy: Tensor, p: Tensor, conv: Conv, pad: int, needs: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Of the convolution, for p, weight and bias; None where it is not needed."""
+def data_gradient(dy: Tensor, conv: Conv, size: tuple[int, int], pad: int) -> Tensor:
+    """Of the convolution, for its padded input of `size` (H, W), whose values it does not need.
 
-    def gradients(*needs: bool):
+    A transposed convolution, or of such a one an ordinary one: what the library computes too, to
+    the bit and in the same time on the CPU.
+    """
+    if conv.transposed:
+        return F.conv2d(dy, conv.weight, None, conv.stride, pad)
+    # Pixels at the end that no step of the stride reaches.
+    beyond = tuple(
+        side + 2 * pad - kernel - (steps - 1) * conv.stride
+        for side, kernel, steps in zip(size, conv.weight.shape[2:], dy.shape[2:], strict=True)
+    )
+    return F.conv_transpose2d(dy, conv.weight, None, conv.stride, pad, beyond)
+
+
+def _gradients(
+    dy: Tensor,
+    p: Tensor | None,
+    size: tuple[int, int],
+    conv: Conv,
+    pad: int,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of the convolution, for p, weight and bias; None where it is not needed.
+
+    p, of `size` (H, W), is read for that of the weight alone.
+    """
+    needs_p, needs_weight, needs_bias = needs
+    if needs_weight and not suits_products(conv.weight, p, conv.stride):
         return torch.ops.aten.convolution_backward(
             dy, p, conv.weight, [conv.weight.shape[1 if conv.transposed else 0]],
             [conv.stride] * 2, [pad] * 2, [1, 1], conv.transposed, [conv.output_padding] * 2, 1,
             list(needs),
         )  # fmt: skip
+    dp = data_gradient(dy, conv, size, pad) if needs_p else None
+    dweight = _weight_gradient(dy, p, conv, pad) if needs_weight else None
+    return dp, dweight, dy.sum((0, 2, 3)) if needs_bias else None
 
-    needs_p, needs_weight, needs_bias = needs
-    if not (needs_weight and suits_products(conv.weight, p, conv.stride)):
-        return gradients(*needs)
-    dp = gradients(True, False, False)[0] if needs_p else None
+
+def _weight_gradient(dy: Tensor, p: Tensor, conv: Conv, pad: int) -> Tensor:
     # A transposed convolution is the gradient of one that reads what it writes.
     written, read = (p, dy) if conv.transposed else (dy, p)
     kernel_size = tuple(conv.weight.shape[2:])
-    dweight = weight_gradient(
-        to_channels_last(written), to_channels_last(read), kernel_size, conv.stride, pad
-    )
-    return dp, dweight, dy.sum((0, 2, 3)) if needs_bias else None
+    written, read = to_channels_last(written), to_channels_last(read)
+    return weight_gradient(written, read, kernel_size, conv.stride, pad)
 
 
 def _backward_kernel(
@@ -166,15 +189,17 @@ def _backward_kernel(
     stride, transposed, output_padding, needs_x, needs_weight, needs_bias,
 ):  # fmt: skip
     norm = Norm(norm, mean, rstd, gamma, beta)
-    p = padded_input(x, norm, act, slope, padding, pad)
     conv = Conv(weight, None, stride, transposed, output_padding)
     own = pad if padding == "zero" else 0
-    dp, dweight, dbias = _gradients(dy, p, conv, own, (needs_x, needs_weight, needs_bias))
+    written = _written(padding, pad)
+    size = tuple(side + 2 * written[1] for side in x.shape[2:])
+    p = padded_input(x, norm, act, slope, padding, pad) if needs_weight else None
+    needs = (needs_x, needs_weight, needs_bias)
+    dp, dweight, dbias = _gradients(dy, p, size, conv, own, needs)
     dx = dgamma = dbeta = None
     if needs_x:
         dp, x = to_channels_last(dp), to_channels_last(x)
-        found = normalise_backward(dp, x, None, norm, act, slope, *_written(padding, pad))
-        dx, dgamma, dbeta = found
+        dx, dgamma, dbeta = normalise_backward(dp, x, None, norm, act, slope, *written)
     # A list: an op cannot return None, and a placeholder for each would be an allocation.
     return [t for t in (dx, dweight, dbias, dgamma, dbeta) if t is not None]
 
