@@ -11,7 +11,6 @@ from pix2pixhd_fast.ops.channel_statistics import channel_statistics
 from pix2pixhd_fast.ops.norm_act_pad_kernels import (
     ACT_PAD,
     PROLOGUE,
-    filled,
     inner,
     no_second_derivative,
 )
@@ -221,9 +220,11 @@ def _backward(ctx, dy):
     # Nothing at all to be done is none of the op's business: its results must be new tensors.
     does = not Norm(ctx.kind, *tensors).does_nothing or ctx.act != "none" or ctx.pad > 0
     if does and any(needs[:5]):
-        dx, dgamma, dbeta = torch.ops.pix2pixhd_fast.normalise_backward(
-            dy, x, minus, *tensors, ctx.kind, *rest
+        found = iter(
+            torch.ops.pix2pixhd_fast.normalise_backward(dy, x, minus, *tensors, ctx.kind, *rest)
         )
+        there = (True, *(t is not None for t in tensors[2:]))
+        dx, dgamma, dbeta = (next(found) if is_there else None for is_there in there)
     dresidual = unpad(dy, ctx.padding, ctx.pad) if needs[5] else None
     found = (dx, None, None, dgamma, dbeta, dresidual)
     found = tuple(t if needed else None for t, needed in zip(found, needs, strict=False))
@@ -232,10 +233,10 @@ def _backward(ctx, dy):
 
 def _backward_kernel(
     dy, x, minus, mean, rstd, gamma, beta, norm, act, slope, padding, pad
-) -> tuple[Tensor, ...]:
+) -> list[Tensor]:
     norm = Norm(norm, mean, rstd, gamma, beta)
     found = normalise_backward(dy, x, minus, norm, act, slope, padding, pad)
-    return filled(found, dy)
+    return [t for t in found if t is not None]
 
 
 define(
@@ -249,7 +250,7 @@ torch.library.register_autograd(
 define(
     "normalise_backward",
     f"(Tensor dy, Tensor x, Tensor? minus, {PROLOGUE}, str norm, {ACT_PAD})"
-    " -> (Tensor dx, Tensor dgamma, Tensor dbeta)",
+    " -> Tensor[]",  # dx, and of dgamma and dbeta those that there are
     _backward_kernel,
 )
 torch.library.register_autograd(

@@ -1,7 +1,5 @@
 """The kernels of norm_act_pad, without gradients: forward, the two passes of backward, folding."""
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -168,12 +166,6 @@ def _folded(dy: Tensor, padding: str, pad: int) -> Tensor:
     if padding == "reflect":
         return torch.ops.aten.reflection_pad2d_backward(dy, like, [pad] * 4)
     return torch.ops.aten.replication_pad2d_backward(dy, like, [pad] * 4)
-
-
-def filled(found: Iterable[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
-    """Empty tensors instead of None, which ops cannot return."""
-    options = {"dtype": like.dtype, "device": like.device}
-    return tuple(torch.empty(0, **options) if t is None else t for t in found)
 
 
 def no_second_derivative(name: str):
