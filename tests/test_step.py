@@ -76,8 +76,8 @@ def test_gradients_are_those_of_three_forwards(name):
         assert_close_l2(branches.netD.get_buffer(key), value, 1e-12, key)
 
 
-def wide_inputs(model):
-    inputs = model.training_inputs(make_batch())
+def wide_inputs(model, batch=None):
+    inputs = model.training_inputs(batch or make_batch())
     scene = inputs.scene
     scene = scene.double() if isinstance(scene, torch.Tensor) else scene
     return replace(inputs, scene=scene, image=inputs.image.double())
