@@ -1,6 +1,7 @@
 """What ops launch on a GPU: their kernels, with bytes and arithmetic, for the profiler."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ class Launch(NamedTuple):
 
 Describe = Callable[..., list[Launch] | None]
 _descriptions: dict[str, Describe] = {}
+_differentiated: list[object] = []
 
 
 def register_launches(op: str, describe: Describe) -> None:
@@ -78,3 +80,21 @@ def copies_of(tensors: Iterable[Tensor]) -> list[Launch]:
 def scratch_of(copies: list[Launch]) -> int:
     """The bytes of all these copies together."""
     return copies[-1].scratch if copies else 0
+
+
+@contextmanager
+def backward_of(module: object) -> Iterator[None]:
+    """Inside the block, ops that are called by name are the backward of `module`.
+
+    Of a backward that autograd runs, the profiler knows the module by the graph.
+    """
+    _differentiated.append(module)
+    try:
+        yield
+    finally:
+        _differentiated.pop()
+
+
+def differentiated() -> object | None:
+    """The module whose backward runs now by `backward_of`, or None."""
+    return _differentiated[-1] if _differentiated else None

@@ -193,7 +193,9 @@ class Pix2PixHD(nn.Module):
             share = len(part["label"]) / len(batch["label"])
             inputs, last = self.encode_inputs(part), number == len(parts)
             found, fake = step.backward(self, inputs, share, accumulate=number > 1, last=last)
-            losses = {name: losses[name] + share * found[name] for name in losses}
+            if len(parts) > 1:
+                found = {name: losses[name] + share * found[name] for name in losses}
+            losses = found
             fakes.append(fake)
         self.optimizers.step()
         self.last_fake = torch.cat(fakes) if len(fakes) > 1 else fakes[0]

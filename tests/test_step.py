@@ -76,8 +76,8 @@ def test_gradients_are_those_of_three_forwards(name):
         assert_close_l2(branches.netD.get_buffer(key), value, 1e-12, key)
 
 
-def wide_inputs(model):
-    inputs = model.training_inputs(make_batch())
+def wide_inputs(model, batch=None):
+    inputs = model.training_inputs(batch or make_batch())
     scene = inputs.scene
     scene = scene.double() if isinstance(scene, torch.Tensor) else scene
     return replace(inputs, scene=scene, image=inputs.image.double())
@@ -110,17 +110,20 @@ class ConvolutionGradients(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def test_no_gradient_is_computed_for_nothing():
+@pytest.mark.parametrize("at_once", [True, False])
+def test_no_gradient_is_computed_for_nothing(at_once):
     model = make_model(num_D=2)
     batch = step._Batch(model, model.training_inputs(make_batch()), 1.0, last=True)
     image = torch.rand_like(batch.real).requires_grad_()
+    seeds = {letter: batch.seed(letter, image) for letter in "GD"}
     with ConvolutionGradients() as counted:
-        step._adversarial(batch, image)
+        (step._adversarial_at_once if at_once else step._adversarial_by_graph)(batch, image, seeds)
     layers = 2 * 5
     for_G = [(True, False)] * layers
     for_D = [(True, True)] * (layers - 2) + [(False, True)] * 2  # none for what D reads
-    assert sorted(counted.masks) == sorted(for_G + 2 * for_D)
-    assert counted.labels == 2 * 2  # of each scale, for D alone
+    passes = 1 if at_once else 2
+    assert sorted(counted.masks) == sorted(for_G + passes * for_D)
+    assert counted.labels == passes * 2  # of each scale, for D alone
     assert all(p.grad is None for p in model.netG.parameters())
 
 

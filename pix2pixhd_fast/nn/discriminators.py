@@ -1,5 +1,6 @@
 """Patch discriminators, at one scale and at several."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -19,6 +20,8 @@ from pix2pixhd_fast.nn.sequence import Sequence
 from pix2pixhd_fast.semantic import SemanticMap
 
 MAX_CHANNELS = 512
+# Runs sequences one behind the other: the pending result of each.
+Chain = Callable[[list[Sequence], Tensor | Scene], list[Pending]]
 
 
 class Probability(nn.Sigmoid):
@@ -130,11 +133,14 @@ class MultiscaleDiscriminator(nn.Module):
         return [getattr(self, f"scale{k}_layer{j}") for j in range(self.n_layers + 2)]
 
     def forward(
-        self, input: Tensor | SemanticMap, raw: bool = False
+        self, input: Tensor | SemanticMap, raw: bool | Chain = False
     ) -> list[list[Tensor]] | list[list[Pending]]:
-        """As the class says; `raw`: `features_raw`, as a call of the module."""
+        """As the class says; `raw`: `features_raw`, as a call of the module.
+
+        A function instead of True runs the sequences of each scale, in the place of `chain`.
+        """
         if raw:
-            return self.features_raw(input)
+            return self.features_raw(input, None if raw is True else raw)
         results = []
         level = enter(input, self)
         for k in reversed(range(self.num_D)):
@@ -150,15 +156,19 @@ class MultiscaleDiscriminator(nn.Module):
         """The sequences that read the input or a level of its pyramid."""
         return [self.scale(k)[0] for k in range(self.num_D)]
 
-    def features_raw(self, input: Tensor | SemanticMap) -> list[list[Pending]]:
+    def features_raw(
+        self, input: Tensor | SemanticMap, run: Chain | None = None
+    ) -> list[list[Pending]]:
         """`forward` with the last norm and activation of every result pending: nothing is written.
 
-        A reader computes them as it reads (`nn.pending.materialise`: all at once).
+        A reader computes them as it reads (`nn.pending.materialise`: all at once). `run` as in
+        `forward`.
         """
+        run = run or chain
         results = []
         level = enter(input, self)
         for k in reversed(range(self.num_D)):
-            results.append(chain(self.scale(k), level))
+            results.append(run(self.scale(k), level))
             if k:
                 level = halved(level, self.downsample)
         return results

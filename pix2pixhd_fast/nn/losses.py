@@ -60,8 +60,8 @@ class VGGLoss(nn.Module):
     Under `backend("fused")` by `ops.perceptual_l1`, which keeps a few bits for the gradient and no
     feature, where VGG is as it was made and frozen; else by the features of `Vgg19`. Sums are
     float32 (float64 for float64). `weights` as in `Vgg19`, but here they must be there: without
-    them the constructor raises `InputError`. `gpu_ids`: as in the original, a list with a CUDA
-    device moves VGG there.
+    them the constructor raises `InputError`. A call multiplies the sum by `factor`. `gpu_ids`: as
+    in the original, a list with a CUDA device moves VGG there.
     """
 
     def __init__(self, gpu_ids: list[int] | tuple[int, ...] = (), weights: str = ""):
@@ -72,15 +72,16 @@ class VGGLoss(nn.Module):
             self.vgg.to(f"cuda:{gpu_ids[0]}")
         self.weights = VGG_WEIGHTS
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, factor: float = 1.0) -> Tensor:
+        weights = [factor * weight for weight in self.weights]
         chain = self.vgg.frozen_chain() if self._fits_op(x, y) else None
         if chain is not None:
             self.vgg.require_weights()
-            return ops.perceptual_l1(x, y, *chain, self.weights)
+            return ops.perceptual_l1(x, y, *chain, weights)
         features = self.vgg(x)
         with torch.no_grad():
             others = self.vgg(y)
-        pairs = zip(self.weights, features, others, strict=True)
+        pairs = zip(weights, features, others, strict=True)
         return sum(w * F.l1_loss(wide(fx), wide(fy)) for w, fx, fy in pairs)
 
     def _fits_op(self, x: object, y: object) -> bool:
@@ -95,9 +96,9 @@ class VGGLoss(nn.Module):
 
 
 def feature_matching_loss(
-    fake: list[list[Tensor | Pending]], real: list[list[Tensor | Pending]]
+    fake: list[list[Tensor | Pending]], real: list[list[Tensor | Pending]], factor: float = 1.0
 ) -> Tensor:
-    """L1 distance of discriminator features (paper, eq. 4), without the factor lambda_feat.
+    """`factor` (the paper's lambda) times the L1 distance of discriminator features (eq. 4).
 
     `fake` and `real` are what `MultiscaleDiscriminator` with `getIntermFeat` returns, or its
     `features_raw`, whose norms and activations are then computed as the loss reads; predictions
@@ -109,7 +110,7 @@ def feature_matching_loss(
     for fake_scale, real_scale in zip(fake, real, strict=True):
         fakes += map(as_pending, fake_scale[:-1])
         reals += map(as_pending, real_scale[:-1])
-        weights += [4.0 / (len(fake_scale) - 1) / len(fake)] * (len(fake_scale) - 1)
+        weights += [factor * 4.0 / (len(fake_scale) - 1) / len(fake)] * (len(fake_scale) - 1)
     if current_backend() == "fused" and _comparable(fakes, reals):
         return ops.feature_matching_loss(*map(_features, (fakes, reals)), weights)
     total = wide(fakes[0].x.new_zeros(()))

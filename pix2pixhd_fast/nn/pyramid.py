@@ -21,15 +21,15 @@ def halved(input: Tensor | Scene, downsample: nn.Module) -> Tensor | Scene:
     """
     if isinstance(input, Tensor):
         return downsample(input)
-    if input.level + 1 not in LEVELS or not _is_own(downsample):
+    if input.level + 1 not in LEVELS or not halves(downsample):
         return downsample(input.to_dense())
     dense = input.map.dense
     pooled = None if dense is None else downsample(dense)
     return Scene(input.map.with_dense(pooled), input.level + 1, input.dtype)
 
 
-def _is_own(layer: nn.Module) -> bool:
-    """Whether it computes what `downsampling()` does."""
+def halves(layer: nn.Module) -> bool:
+    """Whether the layer computes what `downsampling()` does."""
     if type(layer) is not nn.AvgPool2d or hooked(layer):
         return False
     sides = [_pair(s) for s in (layer.kernel_size, layer.stride, layer.padding)]

@@ -18,7 +18,7 @@ from pix2pixhd_fast.nn.pending import (
 )
 from pix2pixhd_fast.nn.plan import Plan, compile_plan
 from pix2pixhd_fast.nn.recompute import run_again, segments
-from pix2pixhd_fast.nn.steps import Step
+from pix2pixhd_fast.nn.steps import ConvStep, Step
 from pix2pixhd_fast.semantic import SemanticMap
 
 
@@ -47,14 +47,14 @@ class Sequence(nn.Sequential, Chained):
 
     def run(self, input: Tensor | Scene | Pending, border: str = "none") -> Pending:
         """As in `Chained`; under "eager", or where it has hooks, an ordinary call."""
-        if not self._runs_plan():
+        if not self.runs_plan():
             return Pending(self(materialise(input)))
         held = [as_pending(input)]
         del input  # nobody else may hold it: it goes when the first step is done
         return self._steps(held, border)
 
     def border(self) -> str:
-        steps = self.plan().steps if self._runs_plan() else ()
+        steps = self.plan().steps if self.runs_plan() else ()
         return steps[0].border() if steps else "none"
 
     def replaced(self) -> bool:
@@ -80,11 +80,26 @@ class Sequence(nn.Sequential, Chained):
             start += len(part)
         return held.pop()
 
-    def _runs_plan(self) -> bool:
+    def runs_plan(self) -> bool:
+        """Whether `run` goes by the plan, as no call of the module or of its children."""
         return current_backend() != "eager" and not (hooked(self) or self.replaced())
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "_plan"}
+
+
+def dead_biases(net: nn.Module) -> list[nn.Parameter]:
+    """The trained biases in `net` that a norm behind them takes away: their gradient is zero."""
+    steps = [
+        step
+        for module in net.modules()
+        if isinstance(module, Sequence) and module.runs_plan()
+        for step in module.plan().steps
+        if isinstance(step, ConvStep)
+    ]
+    alive = {step.conv for step in steps if not step.has_dead_bias}
+    biases = [step.conv.bias for step in steps if step.conv not in alive]
+    return [b for b in biases if isinstance(b, nn.Parameter) and b.requires_grad]
 
 
 def _run(steps: tuple[Step, ...], borders: list[str], held: list[Pending]) -> Pending:

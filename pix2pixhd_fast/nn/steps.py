@@ -39,17 +39,22 @@ class ConvStep(NamedTuple):
     act: nn.Module | None = None
 
     def run(self, p: Pending, border: str) -> Pending:
-        if isinstance(p.x, Scene) and self.takes_labels and 0 not in p.x.map.shape:
-            return self._left(*self._of_labels(p.x))
-        if not fits_ops(p.x):
+        labels = isinstance(p.x, Scene) and self.takes_labels and 0 not in p.x.map.shape
+        if not labels and not fits_ops(p.x):
             return run_ordinary(self.layers, p)
-        x = inner(p.x, p.border)
-        if x.requires_grad and p.done and not p.border:
-            x = channels_last(x)  # without a gradient the op keeps x itself and converts it anew
+        if not labels and p.x.requires_grad and p.done and not p.border:
+            # without a gradient the op keeps x itself and converts it anew
+            p = p._replace(x=channels_last(p.x))
+        return self.compute(p, self.convolution())
+
+    def compute(self, p: Pending, conv: Conv) -> Pending:
+        """The ops on p, a label map or a tensor that they know, by the weights of `conv`."""
+        if isinstance(p.x, Scene):
+            return self._left(*self._of_labels(p.x, conv))
         y, mean, rstd = norm_act_conv(
-            x,
+            inner(p.x, p.border),
             p.norm,
-            self._conv(),
+            conv,
             p.act,
             p.slope,
             self.padding,
@@ -57,6 +62,17 @@ class ConvStep(NamedTuple):
             statistics_eps(self.norm),
         )
         return self._left(y, mean, rstd)
+
+    def convolution(self) -> Conv:
+        """The convolution, by its parameters as they are now."""
+        return Conv(
+            self.conv.weight,
+            self.conv.bias,
+            self.shape.stride,
+            self.shape.transposed,
+            self.shape.output_padding,
+            self.has_dead_bias,
+        )
 
     def border(self) -> str:
         return "none"
@@ -71,8 +87,12 @@ class ConvStep(NamedTuple):
         """Whether a norm follows that normalises by what the convolution writes now."""
         return statistics_eps(self.norm) is not None
 
-    def _of_labels(self, scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
-        conv = self._conv()
+    @property
+    def has_dead_bias(self) -> bool:
+        """Whether the norm takes away again what a bias would add (`ops.norm_act_conv.Conv`)."""
+        return isinstance(self.norm, nn.InstanceNorm2d)
+
+    def _of_labels(self, scene: Scene, conv: Conv) -> tuple[Tensor, Tensor, Tensor]:
         return label_conv2d(
             scene.map,
             conv.weight,
@@ -88,16 +108,6 @@ class ConvStep(NamedTuple):
     def _left(self, y: Tensor, mean: Tensor, rstd: Tensor) -> Pending:
         """What is pending behind the convolution that wrote y."""
         return Pending(y, norm_of(self.norm, y, mean, rstd), *activation(self.act))
-
-    def _conv(self) -> Conv:
-        return Conv(
-            self.conv.weight,
-            self.conv.bias,
-            self.shape.stride,
-            self.shape.transposed,
-            self.shape.output_padding,
-            isinstance(self.norm, nn.InstanceNorm2d),
-        )
 
 
 class SkipStep(NamedTuple):

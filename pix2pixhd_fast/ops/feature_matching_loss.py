@@ -58,7 +58,9 @@ def feature_matching_loss(
     Source: pix2pixHD, equation 4, and its perceptual loss.
     """
     _check(fake, real, weights)
-    nothing = fake[0].x.new_empty(0, dtype=torch.promote_types(fake[0].x.dtype, torch.float32))
+    first = fake[0].x
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    nothing = torch.empty(0, dtype=dtype, device=first.device)
     return torch.ops.pix2pixhd_fast.feature_matching_loss(
         [f.x for f in fake],
         [r.x.detach() for r in real],

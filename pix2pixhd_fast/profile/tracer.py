@@ -15,7 +15,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pix2pixhd_fast._launches import described_ops, launches_of
+from pix2pixhd_fast._launches import described_ops, differentiated, launches_of
 from pix2pixhd_fast.profile.counting import Cost, costs_of, inside_of, tensors_in
 from pix2pixhd_fast.semantic import SemanticMap
 
@@ -72,7 +72,8 @@ class Tracer(TorchDispatchMode):
 
     Modules of `model` are told apart by name. An op of a backward belongs to the module whose
     forward op it differentiates: autograd numbers ops in order, and hooks note the number at which
-    each module starts and ends. A storage belongs to the op that made it.
+    each module starts and ends. A backward without a graph says it itself (`backward_of`). A
+    storage belongs to the op that made it.
     """
 
     def __init__(self, model: nn.Module):
@@ -172,7 +173,10 @@ class Tracer(TorchDispatchMode):
     def _place(self) -> tuple[str, str]:
         """Phase and module of the op that runs now."""
         if torch._C._current_graph_task_id() == -1:
-            return self._phase, self._stack[-1]
+            module = differentiated()
+            if module is None:
+                return self._phase, self._stack[-1]
+            return "backward", self._names.get(id(module), self._stack[-1])
         node = torch._C._current_autograd_node()
         if node is None:
             return "backward", ""
