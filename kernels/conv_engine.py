@@ -12,7 +12,9 @@ H100 80GB (3.0 TB/s and 798 TFLOP/s in bf16, measured elsewhere; TF32 from the d
   norm or an activation, 2.5 without, 8 where channels do not come in fours.
 - either: 4 us for each kernel.
 
-Large and thin layers are the Triton kernel's: there the passes cost more than the convolution.
+Large and thin layers are the Triton kernel's: there the passes cost more than the convolution. The
+rates are known to no better than a tenth, so that times within a tenth of each other are a draw:
+it goes to the engine that moves fewer bytes, which is the better one on cards with less bandwidth.
 """
 
 import math
@@ -34,6 +36,7 @@ LIBRARY_SHARE, TRITON_SHARE = 0.7, 0.5
 # 132 processors of 4 times 32 lanes at 1.755 GHz.
 INSTRUCTIONS = 0.75 * 132 * 128 * 1.755e9
 LAUNCH_SECONDS = 4e-6
+DRAW = 1.1
 
 
 class Modelled(NamedTuple):
@@ -45,7 +48,7 @@ class Modelled(NamedTuple):
 
 
 def engine(layer: Layer) -> str:
-    """ "triton" or "library": as PIX2PIXHD_FAST_CONV_ENGINE says, or what is modelled faster.
+    """ "triton" or "library": as PIX2PIXHD_FAST_CONV_ENGINE says, or what the model prefers.
 
     "library" for every layer that the kernel does not support. Raises `InputError` for another
     value of the variable.
@@ -65,7 +68,10 @@ def _faster(layer: Layer, tf32: bool) -> str:
     # Exact products of float32 do not run on tensor cores; the library has better kernels for them.
     if layer.dtype == torch.float32 and not tf32:
         return "library"
-    return "triton" if triton(layer).seconds < library(layer).seconds else "library"
+    ours, passes = triton(layer), library(layer)
+    if max(ours.seconds, passes.seconds) < DRAW * min(ours.seconds, passes.seconds):
+        return "triton" if ours.bytes < passes.bytes else "library"
+    return "triton" if ours.seconds < passes.seconds else "library"
 
 
 class Sizes(NamedTuple):

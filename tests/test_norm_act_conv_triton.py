@@ -261,6 +261,17 @@ def test_engine(monkeypatch):
 
 
 @needs_compiler
+def test_draw_goes_to_fewer_bytes(monkeypatch):
+    monkeypatch.delenv(conv_engine.VARIABLE, raising=False)
+    layer = LARGE._replace(x=(2, 128, 257, 513), weight=(256, 128, 4, 4), padding="zero", pad=2)
+    layer = layer._replace(stride=2)
+    ours, passes = conv_engine.triton(layer), conv_engine.library(layer)
+    assert passes.seconds < ours.seconds < conv_engine.DRAW * passes.seconds
+    assert ours.bytes < passes.bytes
+    assert conv_engine.engine(layer) == "triton"
+
+
+@needs_compiler
 def test_exact_float32_is_the_librarys(monkeypatch):
     monkeypatch.delenv(conv_engine.VARIABLE, raising=False)
     single = LARGE._replace(dtype=torch.float32)
