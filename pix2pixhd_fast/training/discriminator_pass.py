@@ -197,7 +197,9 @@ class _Layer(NamedTuple):
             dense = weight[:, scene.map.num_semantic :]
             picture = Pending(scene.map.dense)
             of_picture = self._backward(dy, picture, dense, (False, True, False))[0]
-            found.insert(0, torch.cat((of_labels, of_picture), dim=1))
+            # in the format of the weight, which neither part decides
+            dweight = torch.empty_like(weight)
+            found.insert(0, torch.cat((of_labels, of_picture), dim=1, out=dweight))
         return found
 
     def _backward(
