@@ -19,6 +19,7 @@ TESTS = [
         "fold",
         "relu_codes",
         "relu_pool",
+        "first_l1",
     )
 ]
 
