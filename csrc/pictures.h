@@ -137,11 +137,16 @@ inline const Tensor& check_alike(const Tensor& other, const Tensor& x, int64_t p
   return other;
 }
 
-inline Tensor new_tensor(MemoryFormat format, const Tensor& like, int64_t height, int64_t width) {
-  Tensor y = torch::stable::empty({like.size(0), like.size(1), height, width}, like.scalar_type(),
+inline Tensor new_tensor(MemoryFormat format, const Tensor& like, int64_t images, int64_t height,
+                         int64_t width) {
+  Tensor y = torch::stable::empty({images, like.size(1), height, width}, like.scalar_type(),
                                   std::nullopt, std::nullopt, std::nullopt, format);
   advise_huge_pages(y.mutable_data_ptr(), y.numel() * y.element_size());
   return y;
+}
+
+inline Tensor new_tensor(MemoryFormat format, const Tensor& like, int64_t height, int64_t width) {
+  return new_tensor(format, like, like.size(0), height, width);
 }
 
 inline Tensor new_per_channel(const Tensor& x) {

@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -8,6 +9,9 @@
 #include "tiles.h"
 
 namespace {
+
+// As in ops/relu_codes.py; here the first number takes all.
+constexpr int64_t kSumPrograms = 1024;
 
 // y = relu(x + bias), where codes: 1 where a gradient passes; y may be x.
 PIX2PIXHD_FAST_SIMD
@@ -55,10 +59,12 @@ void l1_backward_tile(float* g, int64_t count, const uint8_t* codes, float scale
   }
 }
 
-Tensor relu_bits_cpu(Tensor x, const Tensor& bias, bool keep) {
+Tensor relu_bits_cpu(Tensor x, const Tensor& bias, int64_t coded) {
   check_bias(bias, x);
+  STD_TORCH_CHECK(0 <= coded && coded <= x.size(0), "relu codes: coded does not match x");
   const Pixels pixels(x);
-  Tensor result = new_codes(keep ? x.numel() : 0, 1);
+  const int64_t coded_values = coded * x.size(1) * x.size(2) * x.size(3);
+  Tensor result = new_codes(coded_values, 1);
   if (x.numel() == 0) return result;
   const Buffer shift = pixels.repeated(bias);
   with_type(x, [&]<typename T>() {
@@ -68,7 +74,9 @@ Tensor relu_bits_cpu(Tensor x, const Tensor& bias, bool keep) {
       float* floats = tile_to_change(all + first, n, buffer);
       relu_tile(floats, n, pixels.lanes, shift.get(), floats, codes);
       store_tile(floats, n, all + first);
-      if (keep) pack<1>(codes, n, bits + code_bytes(first, 1));
+      if (first < coded_values) {
+        pack<1>(codes, std::min(n, coded_values - first), bits + code_bytes(first, 1));
+      }
     });
   });
   return result;
@@ -118,16 +126,25 @@ struct ReluL1 {
   }
 };
 
-Tensor relu_l1_cpu(Tensor x, Tensor y, const Tensor& bias, Tensor loss, double weight, bool write_x,
-                   bool write_y, bool keep) {
+std::tuple<Tensor, Tensor> relu_l1_cpu(Tensor x, Tensor y, const Tensor& bias,
+                                       const std::optional<Tensor>& given, double weight,
+                                       bool write_x, bool write_y, bool keep) {
   check_bias(bias, x);
   check_alike(y, x, 0, "y");
   check_picture(y, "y");
-  STD_TORCH_CHECK(loss.numel() == 1 && loss.scalar_type() == ScalarType::Float,
-                  "relu codes: loss must be one float32");
+  Tensor sums = torch::stable::empty({kSumPrograms}, ScalarType::Float);
+  auto* numbers = static_cast<float*>(sums.mutable_data_ptr());
+  if (given) {
+    STD_TORCH_CHECK(given->numel() == kSumPrograms && given->is_contiguous() &&
+                        given->scalar_type() == ScalarType::Float,
+                    "relu codes: sums must be ", kSumPrograms, " float32");
+    std::copy_n(static_cast<const float*>(given->const_data_ptr()), kSumPrograms, numbers);
+  } else {
+    std::fill_n(numbers, kSumPrograms, 0.0f);
+  }
   const Pixels pixels(x);
   Tensor result = new_codes(keep ? x.numel() : 0, 2);
-  if (x.numel() == 0) return result;
+  if (x.numel() == 0) return {sums, result};
   const Buffer shift = pixels.repeated(bias);
   with_type(x, [&]<typename T>() {
     const ReluL1<T> pass{pixels,
@@ -139,9 +156,9 @@ Tensor relu_l1_cpu(Tensor x, Tensor y, const Tensor& bias, Tensor loss, double w
                          keep ? bytes_of(result) : nullptr};
     double total = 0.0;
     for (const double sum : pass.run()) total += sum;
-    *static_cast<float*>(loss.mutable_data_ptr()) += static_cast<float>(weight * total);
+    numbers[0] += static_cast<float>(weight * total);
   });
-  return result;
+  return {sums, result};
 }
 
 void relu_l1_backward_cpu(Tensor g, const Tensor& codes, const Tensor& dloss, double weight,

@@ -79,13 +79,12 @@ struct Windows {
   }
 };
 
-std::tuple<Tensor, Tensor> relu_pool_cpu(const Tensor& x, const Tensor& bias, bool keep) {
-  check_bias(bias, x);
-  Tensor y = new_tensor(MemoryFormat::ChannelsLast, x, x.size(2) / 2, x.size(3) / 2);
-  Tensor result = new_codes(keep ? y.numel() : 0, 4);
-  if (y.numel() == 0) return {y, result};
-  const Pixels pixels(y);
+// The maxima of all windows of x into y, and the codes of the first `coded` values of y.
+void pool_pictures(const Tensor& x, const Tensor& bias, Tensor& y, Tensor& result, int64_t coded) {
   const Windows windows{x.size(1), x.size(2), x.size(3)};
+  const int64_t values = x.size(0) * (x.size(2) / 2) * windows.row_size();
+  if (values == 0) return;
+  const Pixels pixels(x.size(1), values);
   const Buffer shift = pixels.repeated(bias);
   with_type(x, [&]<typename T>() {
     const T* all = static_cast<const T*>(x.const_data_ptr());
@@ -101,10 +100,31 @@ std::tuple<Tensor, Tensor> relu_pool_cpu(const Tensor& x, const Tensor& bias, bo
         pool_run(top, bottom, run, shift.get(), pooled + i - first, codes + i - first);
       });
       store_tile(pooled, n, to + first);
-      if (keep) pack<4>(codes, n, words + code_bytes(first, 4));
+      if (first < coded) pack<4>(codes, std::min(n, coded - first), words + code_bytes(first, 4));
     });
   });
+}
+
+std::tuple<Tensor, Tensor> relu_pool_cpu(const Tensor& x, const Tensor& bias, int64_t coded,
+                                         int64_t room) {
+  check_bias(bias, x);
+  STD_TORCH_CHECK(0 <= coded && coded <= x.size(0) && x.size(0) <= room,
+                  "relu codes: coded and room do not match x");
+  Tensor y = new_tensor(MemoryFormat::ChannelsLast, x, room, x.size(2) / 2, x.size(3) / 2);
+  const int64_t coded_values = coded * y.size(1) * y.size(2) * y.size(3);
+  Tensor result = new_codes(coded_values, 4);
+  pool_pictures(x, bias, y, result, coded_values);
   return {y, result};
+}
+
+void relu_pool_into_cpu(const Tensor& x, const Tensor& bias, Tensor y) {
+  check_bias(bias, x);
+  check_picture(y, "y");
+  STD_TORCH_CHECK(y.size(0) == x.size(0) && y.size(1) == x.size(1) && y.size(2) == x.size(2) / 2 &&
+                      y.size(3) == x.size(3) / 2 && y.scalar_type() == x.scalar_type(),
+                  "relu codes: y does not match x");
+  Tensor none = new_codes(0, 4);
+  pool_pictures(x, bias, y, none, 0);
 }
 
 // Zeros where no window is: the last column of odd widths, the last row of odd heights.
@@ -154,5 +174,6 @@ Tensor relu_pool_backward_cpu(const Tensor& g, const Tensor& given, int64_t heig
 
 STABLE_TORCH_LIBRARY_IMPL(pix2pixhd_fast, CPU, m) {
   m.impl("relu_pool", TORCH_BOX(&relu_pool_cpu));
+  m.impl("relu_pool_into_", TORCH_BOX(&relu_pool_into_cpu));
   m.impl("relu_pool_backward", TORCH_BOX(&relu_pool_backward_cpu));
 }

@@ -9,6 +9,7 @@ from pix2pixhd_fast.kernels.relu_codes import (
     GROUPS,
     biased,
     blocks_of,
+    cases,
     check_picture,
     elements,
     load_codes,
@@ -27,6 +28,7 @@ def _relu_bits_kernel(
     bias,  # [channels]
     codes,  # a word for 8 elements, or None
     count,
+    coded,  # the first so many of them have codes
     channels,
     GROUPS: tl.constexpr,
 ):
@@ -35,8 +37,8 @@ def _relu_bits_kernel(
     z = biased(x, bias, start, at, mask, channels)
     tl.store(x + start + at, rectified(z).to(x.dtype.element_ty), mask=mask)
     if codes is not None:
-        passes = tl.where(mask & ~(z <= 0), 1, 0)
-        store_codes(codes, block, passes, count, 1, GROUPS)
+        passes = tl.where((at < coded - start) & ~(z <= 0), 1, 0)
+        store_codes(codes, block, passes, coded, 1, GROUPS)
 
 
 @triton.jit
@@ -53,13 +55,14 @@ def _relu_bits_backward_kernel(
     tl.store(g + start + at, tl.where(passes, values, 0.0), mask=mask)
 
 
-def relu_bits(x: Tensor, bias: Tensor, keep: bool) -> Tensor:
+def relu_bits(x: Tensor, bias: Tensor, coded: int) -> Tensor:
     check_picture(x)
-    codes, words = new_codes(x, 1, keep)
+    coded *= x[0].numel() if coded else 0
+    codes, words = new_codes(x, coded, 1)
     if x.numel() > 0:
         with torch.cuda.device_of(x):
             _relu_bits_kernel[(blocks_of(x),)](
-                x, bias.contiguous(), words, x.numel(), x.shape[1], GROUPS=GROUPS
+                x, bias.contiguous(), words, x.numel(), coded, x.shape[1], GROUPS=GROUPS
             )
     return codes
 
@@ -73,29 +76,9 @@ def relu_bits_backward(g: Tensor, bits: Tensor) -> None:
             )
 
 
-def picture(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
-    """Without memory."""
-    return torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)
-
-
-# Of VGG19 at 2048x1024, and channels and sides that nothing divides.
-PICTURES = (
-    ((1, 64, 1024, 2048), torch.bfloat16),
-    ((1, 512, 64, 128), torch.float32),
-    ((2, 3, 33, 65), torch.float16),
-)
-
-
-def cases() -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Pictures and biases that variants are made of, and whether all options are tried on them."""
-    for shape, dtype in PICTURES:
-        first = dtype == torch.bfloat16
-        yield picture(shape, dtype), torch.empty(shape[1], device="meta"), first
-
-
 def variants() -> Iterator[Variant]:
     for x, bias, first in cases():
-        for keep in (True, False) if first else (True,):
-            yield from launches(relu_bits, x, bias, keep)
-        codes, _ = new_codes(x, 1, True)
+        for coded in (1, 0) if first else (1,):
+            yield from launches(relu_bits, x, bias, coded)
+        codes, _ = new_codes(x, x.numel(), 1)
         yield from launches(relu_bits_backward, x, codes)

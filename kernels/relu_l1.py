@@ -5,17 +5,18 @@ from collections.abc import Iterator
 import torch
 import triton
 import triton.language as tl
-from pix2pixhd_fast.kernels.relu_bits import cases
 from pix2pixhd_fast.kernels.relu_codes import (
     GROUPS,
     biased,
     blocks_of,
+    cases,
     check_picture,
     elements,
     load_codes,
     new_codes,
     rectified,
     store_codes,
+    store_sum,
     words_of,
 )
 from pix2pixhd_fast.kernels.variants import Variant, launches
@@ -30,13 +31,16 @@ def _relu_l1_kernel(
     y,
     bias,  # [channels]
     codes,  # a word for 8 elements, or None
-    sums,  # [programs]
+    before,  # [SUMS], or None
+    sums,  # [SUMS]
+    weight,
     count,
     channels,
     each,  # blocks of a program
     WRITE_X: tl.constexpr,
     WRITE_Y: tl.constexpr,
     GROUPS: tl.constexpr,
+    SUMS: tl.constexpr,
 ):
     program = tl.program_id(0)
     total = tl.zeros([GROUPS, 8], tl.float32)
@@ -55,20 +59,7 @@ def _relu_l1_kernel(
             sign = tl.where(a > b, 3, tl.where(a < b, 1, 2))
             sign = tl.where(mask & ~(z <= 0), sign, 0)
             store_codes(codes, block, sign, count, 2, GROUPS)
-    tl.store(sums + program, tl.sum(tl.sum(total, 1), 0))
-
-
-@triton.jit
-def _add_sum_kernel(
-    sums,  # [programs]
-    loss,  # one number
-    weight,
-    programs,
-    BLOCK: tl.constexpr,
-):
-    i = tl.arange(0, BLOCK)
-    total = tl.sum(tl.load(sums + i, mask=i < programs, other=0.0), 0)
-    tl.store(loss, tl.load(loss) + weight * total)
+    store_sum(total, weight, before, sums, SUMS)
 
 
 @triton.jit
@@ -95,26 +86,23 @@ def relu_l1(
     x: Tensor,
     y: Tensor,
     bias: Tensor,
-    loss: Tensor,
+    before: Tensor | None,
     weight: float,
     write_x: bool,
     write_y: bool,
     keep: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     check_picture(x)
     check_picture(y)
-    codes, words = new_codes(x, 2, keep)
-    if x.numel() == 0:
-        return codes
+    codes, words = new_codes(x, x.numel() if keep else 0, 2)
+    sums = torch.empty(SUM_PROGRAMS, dtype=torch.float32, device=x.device)
     programs, each = sum_programs(x.numel())
-    sums = torch.empty(programs, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         _relu_l1_kernel[(programs,)](
-            x, y, bias.contiguous(), words, sums, x.numel(), x.shape[1], each, WRITE_X=write_x,
-            WRITE_Y=write_y, GROUPS=GROUPS,
+            x, y, bias.contiguous(), words, before, sums, weight, x.numel(), x.shape[1], each,
+            WRITE_X=write_x, WRITE_Y=write_y, GROUPS=GROUPS, SUMS=SUM_PROGRAMS,
         )  # fmt: skip
-        _add_sum_kernel[(1,)](sums, loss, weight, programs, BLOCK=SUM_PROGRAMS)
-    return codes
+    return sums, codes
 
 
 def relu_l1_backward(g: Tensor, codes: Tensor, dloss: Tensor, weight: float, add: bool) -> None:
@@ -127,13 +115,14 @@ def relu_l1_backward(g: Tensor, codes: Tensor, dloss: Tensor, weight: float, add
 
 
 def variants() -> Iterator[Variant]:
-    loss = torch.empty((), device="meta")
+    number, sums = torch.empty((), device="meta"), torch.empty(SUM_PROGRAMS, device="meta")
     for x, bias, first in cases():
-        options = [(True, True, True)]
+        options = [(sums, 0.5, True, True, True)]
         if first:
-            options += [(True, False, True), (False, False, True), (True, True, False)]
+            options += [(None, 0.5, True, False, True), (sums, 0.5, False, False, True)]
+            options += [(sums, 0.5, True, True, False)]
         for option in options:
-            yield from launches(relu_l1, x, x, bias, loss, 0.5, *option)
-        codes, _ = new_codes(x, 2, True)
+            yield from launches(relu_l1, x, x, bias, *option)
+        codes, _ = new_codes(x, x.numel(), 2)
         for add in (True, False) if first else (True,):
-            yield from launches(relu_l1_backward, x, codes, loss, 0.5, add)
+            yield from launches(relu_l1_backward, x, codes, number, 0.5, add)

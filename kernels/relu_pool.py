@@ -5,46 +5,23 @@ from collections.abc import Iterator
 import torch
 import triton
 import triton.language as tl
-from pix2pixhd_fast.kernels.relu_bits import cases, picture
 from pix2pixhd_fast.kernels.relu_codes import (
     GROUPS,
     blocks_of,
+    cases,
     check_picture,
     elements,
+    leads,
+    located,
     new_codes,
+    picture,
     rectified,
     store_codes,
 )
 from pix2pixhd_fast.kernels.variants import Variant, launches
 from torch import Tensor
 
-from pix2pixhd_fast.ops.relu_codes import BLOCK, GROUP
-
-
-@triton.jit
-def _leads(at, GROUPS: tl.constexpr, WHOLE: tl.constexpr):
-    """Places whose windows are looked up, and what is added to come to all elements.
-
-    WHOLE: the channels are a multiple of 8, so that a group lies in one pixel and its first element
-    tells of all; Triton sees then that neighbours lie next to each other.
-    """
-    if WHOLE:
-        return tl.arange(0, GROUPS)[:, None] * 8, tl.arange(0, 8)[None, :]
-    else:
-        return at, at * 0
-
-
-@triton.jit
-def _windows(start, at, rows, columns, channels, WHOLE: tl.constexpr):
-    """Image, row, column and channel of the places in pictures of so many rows and columns."""
-    row_size = columns * channels
-    from_row = (start % row_size).to(tl.int32) + at
-    row = (start // row_size).to(tl.int32) + from_row // row_size
-    in_row = from_row % row_size
-    c = in_row % channels
-    if WHOLE:
-        c = tl.multiple_of(c, [8, 8])
-    return row // rows, row % rows, in_row // channels, c
+from pix2pixhd_fast.ops.relu_codes import BLOCK, GROUP, new_pooled
 
 
 @triton.jit
@@ -54,6 +31,7 @@ def _relu_pool_kernel(
     y,  # [images, height / 2, width / 2, channels]
     codes,  # a word for 8 results, or None
     count,
+    coded,  # the first so many of them have codes
     height,
     width,
     channels,
@@ -62,8 +40,8 @@ def _relu_pool_kernel(
 ):
     block = tl.program_id(0)
     start, at, mask = elements(block, count, GROUPS)
-    lead, rest = _leads(at, GROUPS, WHOLE)
-    image, row, column, c = _windows(start, lead, height // 2, width // 2, channels, WHOLE)
+    lead, rest = leads(at, GROUPS, WHOLE)
+    image, row, column, c = located(start, lead, height // 2, width // 2, channels, WHOLE)
     first = (image * height + row * 2).to(tl.int64) * (width * channels)
     first += column * (2 * channels) + c + rest
     shift = tl.load(bias + c + rest, mask=mask, other=0.0).to(tl.float32)
@@ -77,8 +55,8 @@ def _relu_pool_kernel(
         choice = tl.where(larger, 1 << k, choice)
     tl.store(y + start + at, rectified(largest).to(y.dtype.element_ty), mask=mask)
     if codes is not None:
-        choice = tl.where(mask & ~(largest <= 0), choice, 0)
-        store_codes(codes, block, choice, count, 4, GROUPS)
+        choice = tl.where((at < coded - start) & ~(largest <= 0), choice, 0)
+        store_codes(codes, block, choice, coded, 4, GROUPS)
 
 
 @triton.jit
@@ -96,9 +74,9 @@ def _relu_pool_backward_kernel(
     # Windows that the last row and the last column of odd sides leave open are windows here.
     block = tl.program_id(0)
     start, at, mask = elements(block, count, GROUPS)
-    lead, rest = _leads(at, GROUPS, WHOLE)
+    lead, rest = leads(at, GROUPS, WHOLE)
     rows, columns = (height + 1) // 2, (width + 1) // 2
-    image, row, column, c = _windows(start, lead, rows, columns, channels, WHOLE)
+    image, row, column, c = located(start, lead, rows, columns, channels, WHOLE)
     whole = mask & (row < height // 2) & (column < width // 2)
     source = (image * (height // 2) + row).to(tl.int64) * (width // 2 * channels)
     source += column * channels + c + rest
@@ -114,20 +92,28 @@ def _relu_pool_backward_kernel(
         tl.store(dx + place, taken, mask=mask & there)
 
 
-def relu_pool(x: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+def relu_pool(x: Tensor, bias: Tensor, coded: int, room: int) -> tuple[Tensor, Tensor]:
+    y = new_pooled(x, room)
+    coded *= y[0].numel() if coded else 0
+    codes, words = new_codes(y, coded, 4)
+    _pool(x, bias, y[: x.shape[0]], words, coded)
+    return y, codes
+
+
+def relu_pool_into(x: Tensor, bias: Tensor, y: Tensor) -> None:
+    check_picture(y)
+    _pool(x, bias, y, None, 0)
+
+
+def _pool(x: Tensor, bias: Tensor, y: Tensor, words: Tensor | None, coded: int) -> None:
     check_picture(x)
-    n, c, h, w = x.shape
-    y = torch.empty(
-        (n, c, h // 2, w // 2), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
-    codes, words = new_codes(y, 4, keep)
+    c, h, w = x.shape[1:]
     if y.numel() > 0:
         with torch.cuda.device_of(x):
             _relu_pool_kernel[(blocks_of(y),)](
-                x, bias.contiguous(), y, words, y.numel(), h, w, c, WHOLE=c % GROUP == 0,
+                x, bias.contiguous(), y, words, y.numel(), coded, h, w, c, WHOLE=c % GROUP == 0,
                 GROUPS=GROUPS,
             )  # fmt: skip
-    return y, codes
 
 
 def relu_pool_backward(g: Tensor, codes: Tensor, height: int, width: int) -> Tensor:
@@ -148,8 +134,8 @@ def relu_pool_backward(g: Tensor, codes: Tensor, height: int, width: int) -> Ten
 def variants() -> Iterator[Variant]:
     for x, bias, first in cases():
         n, c, h, w = x.shape
-        for keep in (True, False) if first else (True,):
-            yield from launches(relu_pool, x, bias, keep)
+        for coded in (1, 0) if first else (1,):
+            yield from launches(relu_pool, x, bias, coded, n)
         g = picture((n, c, h // 2, w // 2), x.dtype)
-        codes, _ = new_codes(g, 4, True)
+        codes, _ = new_codes(g, g.numel(), 4)
         yield from launches(relu_pool_backward, g, codes, h, w)

@@ -66,6 +66,12 @@ def register_triton(name: str, launcher: str) -> None:
     _library.impl(name, launch, "CPU" if INTERPRETED else "CUDA")
 
 
+def register_cpu(name: str, function: Callable) -> None:
+    """Run the op `name` on the CPU by other ops, not under the backend ref nor the interpreter."""
+    if BACKEND != "ref" and not INTERPRETED:
+        _library.impl(name, function, "CPU")
+
+
 def library_status() -> dict[str, bool | str | list[str] | None]:
     """Say what runs the ops.
 

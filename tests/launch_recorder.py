@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
-from pix2pixhd_fast.ops.relu_codes import code_bytes
+from pix2pixhd_fast.ops.relu_codes import SUM_PROGRAMS, code_bytes
 
 # The module in kernels/ and the function in it that runs an op.
 LAUNCHERS = {
@@ -31,7 +31,10 @@ LAUNCHERS = {
     "relu_l1_": ("relu_l1", "relu_l1"),
     "relu_l1_backward_": ("relu_l1", "relu_l1_backward"),
     "relu_pool": ("relu_pool", "relu_pool"),
+    "relu_pool_into_": ("relu_pool", "relu_pool_into"),
     "relu_pool_backward": ("relu_pool", "relu_pool_backward"),
+    "first_relu": ("first_l1", "first_relu"),
+    "first_l1": ("first_l1", "first_l1"),
 }
 
 
@@ -108,6 +111,8 @@ def _relu_arguments(case: Case) -> dict[str, tuple]:
     n, c, h, w = case.shape
     x = torch.ones(case.shape, dtype=case.dtype).contiguous(memory_format=torch.channels_last)
     bias, one, added = torch.ones(c), torch.ones(()), case.added
+    coded, sums = n if added else 0, torch.ones(SUM_PROGRAMS) if added else None
+    first = (torch.ones(c, 3, 3, 5), torch.ones(5), case.dtype)
 
     def codes(elements: int, bits: int) -> Tensor:
         return torch.zeros(code_bytes(elements, bits), dtype=torch.uint8)
@@ -115,12 +120,15 @@ def _relu_arguments(case: Case) -> dict[str, tuple]:
     pooled = torch.ones(n, c, h // 2, w // 2, dtype=case.dtype)
     pooled = pooled.contiguous(memory_format=torch.channels_last)
     return {
-        "relu_bits_": (x, -bias, added),
+        "relu_bits_": (x, -bias, coded),
         "relu_bits_backward_": (x, codes(x.numel(), 1)),
-        "relu_l1_": (x, 3 * x, bias, one, 0.5, added, case.last, added),
+        "relu_l1_": (x, 3 * x, bias, sums, 0.5, added, case.last, added),
         "relu_l1_backward_": (x, codes(x.numel(), 2), one, 0.5, True),
-        "relu_pool": (x, bias, added),
+        "relu_pool": (x, bias, coded, n),
+        "relu_pool_into_": (x, bias, 3 * pooled),
         "relu_pool_backward": (pooled, codes(pooled.numel(), 4), h, w),
+        "first_relu": (x, *first),
+        "first_l1": (x, 3 * x, *first, 0.5, added),
     }
 
 

@@ -33,7 +33,8 @@ def test_every_op_describes_its_launches():
     composed = {op._opname for op in COMPOSED if op.namespace == "pix2pixhd_fast"}
     assert composed <= names and set(described_ops()) <= names
     cuda = {"instance_boundaries", "instance_mean_pool", "label_conv2d", "label_conv2d_backward"}
-    alone = {*LAUNCHERS, *cuda, "to_channels_last", "to_default_format"}
+    library = {"conv3x3", "conv3x3_input_gradient", "to_channels_last", "to_default_format"}
+    alone = {*LAUNCHERS, *cuda, *library}
     for loss in ("feature_matching_loss", "multiscale_gan_loss"):
         alone |= {f"{loss}_forward", f"{loss}_backward"}
     assert names - composed == set(described_ops()) - composed == alone

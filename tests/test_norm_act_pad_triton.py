@@ -20,6 +20,7 @@ TESTS = [
         "fold",
         "relu_codes",
         "relu_pool",
+        "first_l1",
     )
 ]
 

@@ -17,11 +17,15 @@ needs_cpp = pytest.mark.skipif(
 
 def assert_like_reference(shape, dtype):
     x, bias = coarse(*shape, dtype), coarse(1, shape[1], 1, 1, seed=9).flatten()
-    y, codes = ops.relu_pool(x, bias, True)
-    expected, expected_codes = reference("relu_pool")(x, bias, True)
-    assert torch.equal(y, expected) and torch.equal(codes, expected_codes)
-    assert y.stride() == expected.stride()
-    assert ops.relu_pool(x, bias, False)[1].numel() == 0
+    n = shape[0]
+    for coded, room in ((0, n), (1, 2 * n), (n, n)):
+        y, codes = ops.relu_pool(x, bias, coded, room)
+        expected, expected_codes = reference("relu_pool")(x, bias, coded, room)
+        assert torch.equal(y[:n], expected[:n]) and torch.equal(codes, expected_codes)
+        assert y.shape == expected.shape and y.stride() == expected.stride()
+    other = torch.full_like(y, -1.0)
+    ops.relu_pool_into_(x, bias, other)
+    assert torch.equal(other, y)
     g = draw(*y.shape, dtype, "channels_last", seed=1)
     dx = ops.relu_pool_backward(g, codes, *shape[2:])
     assert dx.is_contiguous(memory_format=torch.channels_last)
@@ -58,20 +62,21 @@ def test_small_as_pytorch(dtype):
         (reference(name) if dtype == torch.float64 else getattr(ops, name))
         for name in ("relu_pool", "relu_pool_backward")
     )
-    y, codes = relu_pool(x, bias, True)
+    y, codes = relu_pool(x, bias, 2, 2)
     torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(backward(g, codes, 9, 11), leaf.grad)
 
 
 def test_opcheck():
     x = coarse(1, 3, 4, 5)
-    torch.library.opcheck(ops.relu_pool, (x, torch.zeros(3), True))
-    y, codes = ops.relu_pool(x, torch.zeros(3), True)
+    torch.library.opcheck(ops.relu_pool, (x, torch.zeros(3), 1, 1))
+    y, codes = ops.relu_pool(x, torch.zeros(3), 1, 1)
+    torch.library.opcheck(ops.relu_pool_into_, (x, torch.zeros(3), y))
     torch.library.opcheck(ops.relu_pool_backward, (y, codes, 4, 5))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (1, 3, 1, 5), (2, 3, 4, 1)])
 def test_small_without_windows(shape):
-    y, codes = ops.relu_pool(coarse(*shape), torch.zeros(3), True)
+    y, codes = ops.relu_pool(coarse(*shape), torch.zeros(3), shape[0], shape[0])
     assert y.numel() == codes.numel() == 0
     assert torch.equal(ops.relu_pool_backward(y, codes, *shape[2:]), torch.zeros(shape))

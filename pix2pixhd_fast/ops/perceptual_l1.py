@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-import pix2pixhd_fast.ops.relu_codes  # noqa: F401  (defines the passes behind the convolutions)
+import pix2pixhd_fast.ops.conv3x3
+import pix2pixhd_fast.ops.first_l1
+import pix2pixhd_fast.ops.relu_codes  # noqa: F401  (these define what this is composed of)
 from pix2pixhd_fast._library import define, kernel
 from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.ops.memory_format import to_channels_last, to_default_format
@@ -32,23 +33,22 @@ def perceptual_l1(
     maximum over windows of 2x2 as by `nn.MaxPool2d(2, 2)`; "relu", nothing more.
 
     Returns one number, float32 (float64 for float64), the sums in that dtype. x may be float32,
-    float16, bfloat16 or float64, y is converted to its dtype and the weights are as well; under
-    autocast x is converted to that of autocast first. The gradient flows to x alone, in the memory
+    float16, bfloat16 or float64; y, the weights and biases are converted to its dtype, under
+    autocast all of them to that of autocast. The gradient flows to x alone, in the dtype and memory
     format of x. For it one bit is kept for each ReLU, two where a feature is, four for each result
-    of a pooling, and no picture. The first features of y are computed twice where they are a
-    feature of the loss, which takes less memory than to keep them. There is no second derivative.
-    Raises `InputError` for arguments that do not fit.
+    of a pooling, weights that were converted, and no picture. Behind the first pooling x and y are
+    one batch. The first features of y are computed twice where they are a feature of the loss,
+    which takes less memory than to keep them. There is no second derivative. Raises `InputError`
+    for arguments that do not fit.
     """
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
     _check(x, y, weights, biases, behind, factors)
+    device, dtype = x.device.type, x.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
     keep = torch.is_grad_enabled() and x.requires_grad
-    with torch.no_grad():
-        y = y.to(x.dtype)
-        weights, biases = ([t.detach() for t in group] for group in (weights, biases))
-    loss, _ = torch.ops.pix2pixhd_fast.perceptual_l1(
-        x, y, weights, biases, list(behind), list(factors), keep
+    weights, biases = ([t.detach() for t in group] for group in (weights, biases))
+    loss, _, _ = torch.ops.pix2pixhd_fast.perceptual_l1(
+        x, y.detach(), weights, biases, list(behind), list(factors), dtype, keep
     )
     return loss
 
@@ -98,17 +98,41 @@ def _check_chain(x: Tensor, behind: Sequence[str], factors: Sequence[float]) -> 
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
     """Without the bias, which the pass behind it adds."""
-    return to_channels_last(F.conv2d(x, weight.to(x.dtype), None, 1, 1))
+    return kernel("conv3x3", x, weight)
 
 
 def _input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
-    """Of `_convolve`: a convolution by the weight turned round, which needs no x.
+    """Of `_convolve`: it needs no x."""
+    return kernel("conv3x3_input_gradient", dy, weight)
 
-    Measured on one core (AVX-512, noisy), ms, so and by aten::convolution_backward, 128 -> 256
-    channels, 64x128: float32 177, 195; bfloat16 728, 5798.
+
+def _picture_as(x: Tensor, dtype: torch.dtype, last: bool) -> Tensor:
+    """In the dtype and memory format, by at most one copy."""
+    if x.dtype == dtype:
+        return to_channels_last(x) if last else to_default_format(x)
+    return x.to(dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _converted(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """One buffer with the numbers of all tensors in the dtype; none where they have it.
+
+    One launch on a GPU, where a conversion of each would be two for each layer.
     """
-    turned = weight.to(dy.dtype).flip(2, 3).transpose(0, 1)
-    return to_channels_last(F.conv2d(dy, turned, None, 1, 1))
+    if all(t.dtype == dtype for t in tensors):
+        return []
+    size = sum(t.numel() for t in tensors)
+    buffer = torch.empty(size, dtype=dtype, device=tensors[0].device)
+    torch._foreach_copy_(_parts_of([buffer], tensors), list(tensors))
+    return [buffer]
+
+
+def _parts_of(converted: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors as `_converted` has made them."""
+    if not converted:
+        return list(tensors)
+    sizes = [t.numel() for t in tensors]
+    parts = converted[0][: sum(sizes)].split(sizes)
+    return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
 def _scales(shape: Sequence[int], weights, behind, factors) -> list[tuple[float, int, int]]:
@@ -123,45 +147,79 @@ def _scales(shape: Sequence[int], weights, behind, factors) -> list[tuple[float,
     return found
 
 
-def _pass_on(z: Tensor, bias: Tensor, word: str, keep: bool) -> tuple[Tensor, Tensor]:
-    """Behind a convolution that gives no feature: what the next one reads, and the codes."""
-    if word == "pool":
-        return kernel("relu_pool", z, bias, keep)
-    return z, kernel("relu_bits_", z, bias, keep)
+class _Pair:
+    """x and y on their way through the chain: each by itself, behind the first pooling one batch.
 
+    Before it, at the sides of the pictures, there is no room for both and what is made of them.
+    """
 
-def _forward(x, y, weights, biases, behind, factors, keep):
-    x, y = to_channels_last(x), to_channels_last(y)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    loss = torch.zeros((), dtype=dtype, device=x.device)
-    scales = _scales(x.shape, weights, behind, factors)
-    codes, last = [], len(behind) - 1
-    # Beside the features of x and what the next convolution makes of them, those of y would be a
-    # third of the peak.
-    twice = behind[0] == "l1" and last > 0
-    for n, (weight, bias, word) in enumerate(zip(weights, biases, behind, strict=True)):
-        x = _convolve(x, weight)
-        if word != "l1":
-            x, code = _pass_on(x, bias, word, keep)
-        if n == 1 and twice:
-            y = _convolve(y, weights[0])
-            _pass_on(y, biases[0], "relu", False)
-        if word == "l1":
-            z = _convolve(y, weight)
-            write_y = n < last and not (n == 0 and twice)
-            options = (loss, scales[n][0], n < last, write_y, keep)
-            code = kernel("relu_l1_", x, z, bias, *options)
-            if n > 0 or not twice:
-                y = z
-            del z
+    def __init__(self, x: Tensor, y: Tensor, keep: bool):
+        self.x, self.y = x, y  # y: None where x holds both
+        self.pictures, self.keep = x.shape[0], keep
+        self.coded = x.shape[0] if keep else 0
+        self.skipped: tuple | None = None  # what y still has to go through first
+        self.sums: Tensor | None = None
+        self.codes: list[Tensor] = []
+
+    def first_l1(self, weight: Tensor, bias: Tensor, scale: float, dtype: torch.dtype) -> None:
+        """The first layer; its result of y would be a third of the peak, and is computed again."""
+        self.skipped = (weight.permute(1, 2, 3, 0).contiguous(), bias, dtype)
+        given = (self.x, self.y, *self.skipped, scale, self.keep)
+        self.x, self.sums, codes = kernel("first_l1", *given)
+        self.codes.append(codes)
+
+    def relu(self, weight: Tensor, bias: Tensor) -> None:
+        self.x = _convolve(self.x, weight)
+        self.codes.append(kernel("relu_bits_", self.x, bias, self.coded))
+        if self.y is not None:
+            self.y = self._convolved_y(weight)
+            kernel("relu_bits_", self.y, bias, 0)
+
+    def pool(self, weight: Tensor, bias: Tensor) -> None:
+        self.x = _convolve(self.x, weight)
+        self.x, codes = kernel("relu_pool", self.x, bias, self.coded, 2 * self.pictures)
+        self.codes.append(codes)
+        if self.y is not None:
+            kernel("relu_pool_into_", self._convolved_y(weight), bias, self.x[self.pictures :])
+            self.y = None
+
+    def l1(self, weight: Tensor, bias: Tensor, scale: float, last: bool) -> None:
+        self.x = _convolve(self.x, weight)
+        if self.y is None:
+            x, y = self.x.split(self.pictures)
         else:
-            y = _convolve(y, weight)
-            y, _ = _pass_on(y, bias, word, False)
-        codes.append(code)
-    return loss, codes
+            x, y = self.x, self._convolved_y(weight)
+            self.y = y
+        options = (scale, not last, not last, self.keep)
+        self.sums, codes = kernel("relu_l1_", x, y, bias, self.sums, *options)
+        self.codes.append(codes)
+
+    def _convolved_y(self, weight: Tensor) -> Tensor:
+        y = self.y if self.skipped is None else kernel("first_relu", self.y, *self.skipped)
+        self.skipped = None
+        return _convolve(y, weight)
 
 
-def _backward_kernel(dloss, codes, weights, behind, factors, shape, dtype, last_format):
+def _forward(x, y, weights, biases, behind, factors, dtype, keep):
+    converted = _converted([*weights, *biases], dtype)
+    parts = _parts_of(converted, [*weights, *biases])
+    scales = [scale for scale, _, _ in _scales(x.shape, weights, behind, factors)]
+    last = len(behind) - 1
+    if behind[0] == "l1" and last > 0:
+        pair = _Pair(x, y, keep)
+        pair.first_l1(weights[0], biases[0], scales[0], dtype)
+    else:
+        pair = _Pair(*(_picture_as(t, dtype, True) for t in (x, y)), keep)
+    for n in range(len(pair.codes), last + 1):
+        layer = (parts[n], parts[len(behind) + n])
+        if behind[n] == "l1":
+            pair.l1(*layer, scales[n], n == last)
+        else:
+            getattr(pair, behind[n])(*layer)
+    return pair.sums.sum(), pair.codes, converted
+
+
+def _backward_kernel(dloss, codes, weights, behind, factors, shape, dtype, x_dtype, last_format):
     scales = _scales(shape, weights, behind, factors)
     n, g = shape[0], None
     for weight, word, code, (scale, height, width) in zip(
@@ -180,41 +238,41 @@ def _backward_kernel(dloss, codes, weights, behind, factors, shape, dtype, last_
         else:
             kernel("relu_bits_backward_", g, code)
         g = _input_gradient(g, weight)
-    return g if last_format else to_default_format(g)
+    return _picture_as(g, x_dtype, last_format)
 
 
 def _setup_context(ctx, inputs, output):
-    x, _, weights, _, behind, factors, _ = inputs
-    _, codes = output
-    ctx.options = (behind, factors, x.shape, x.dtype, not x.is_contiguous())
+    x, _, weights, _, behind, factors, dtype, _ = inputs
+    _, codes, converted = output
+    ctx.options = (behind, factors, x.shape, dtype, x.dtype, not x.is_contiguous())
     ctx.layers = len(weights)
-    ctx.mark_non_differentiable(*codes)
+    ctx.mark_non_differentiable(*codes, *converted)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*codes, *weights)
+    ctx.save_for_backward(*codes, *weights, *converted)
 
 
-def _backward(ctx, dloss, _):
+def _backward(ctx, dloss, *_):
     needed, layers = ctx.needs_input_grad[0], ctx.layers
     dx = None
     if dloss is not None and needed:
         saved = ctx.saved_tensors
-        behind, factors, shape, dtype, last_format = ctx.options
+        weights = _parts_of(list(saved[2 * layers :]), saved[layers : 2 * layers])
         dx = torch.ops.pix2pixhd_fast.perceptual_l1_backward(
-            dloss, saved[:layers], saved[layers:], behind, factors, shape, dtype, last_format
+            dloss, saved[:layers], weights, *ctx.options
         )
-    return dx, None, [None] * layers, [None] * layers, None, None, None
+    return dx, None, [None] * layers, [None] * layers, None, None, None, None
 
 
 define(
     "perceptual_l1",
     "(Tensor x, Tensor y, Tensor[] weights, Tensor[] biases, str[] behind, float[] factors,"
-    " bool keep) -> (Tensor loss, Tensor[] codes)",
+    " ScalarType dtype, bool keep) -> (Tensor loss, Tensor[] codes, Tensor[] converted)",
     _forward,
 )
 define(
     "perceptual_l1_backward",
     "(Tensor dloss, Tensor[] codes, Tensor[] weights, str[] behind, float[] factors,"
-    " SymInt[] shape, ScalarType dtype, bool last_format) -> Tensor",
+    " SymInt[] shape, ScalarType dtype, ScalarType x_dtype, bool last_format) -> Tensor",
     _backward_kernel,
 )
 torch.library.register_autograd(

@@ -18,8 +18,8 @@ from pix2pixhd_fast.ops.channel_statistics import wide
 GROUP = 8
 # Elements of a program on a GPU: 8 for each thread of 4 warps; with 16, sm_100 spills.
 BLOCK = 1024
-# The programs that sum distances, whatever the device: about eight for each processor of the
-# largest.
+# The most programs that sum distances, whatever the device: about eight for each processor of the
+# largest. Each has a number of its own in `sums`.
 SUM_PROGRAMS = 1024
 
 
@@ -30,19 +30,20 @@ def code_bytes(elements: int, bits: int) -> int:
 
 def sum_programs(elements: int) -> tuple[int, int]:
     """How many programs sum so many elements on a GPU, and how many blocks each of them takes."""
-    blocks = -(-elements // BLOCK)
-    each = max(1, -(-blocks // SUM_PROGRAMS))
+    blocks = max(1, -(-elements // BLOCK))
+    each = -(-blocks // SUM_PROGRAMS)
     return -(-blocks // each), each
 
 
-def relu_bits_ref(x: Tensor, bias: Tensor, keep: bool) -> Tensor:
+def relu_bits_ref(x: Tensor, bias: Tensor, coded: int) -> Tensor:
     """x = relu(x + bias), in place; one bit for each element: whether a gradient passes.
 
-    x [N, C, H, W], bias [C]. Without `keep` the codes are empty. A NaN passes, as in PyTorch.
+    x [N, C, H, W], bias [C]. The codes are of the first `coded` pictures. A NaN passes, as in
+    PyTorch.
     """
     z = _biased(x, bias)
     x.copy_(z.relu())
-    return _packed(_flat(~(z <= 0)), 1) if keep else _no_codes(x)
+    return _packed(_flat(~(z <= 0)[:coded]), 1)
 
 
 def relu_bits_backward_ref(g: Tensor, bits: Tensor) -> None:
@@ -54,29 +55,33 @@ def relu_l1_ref(
     x: Tensor,
     y: Tensor,
     bias: Tensor,
-    loss: Tensor,
+    sums: Tensor | None,
     weight: float,
     write_x: bool,
     write_y: bool,
     keep: bool,
-) -> Tensor:
-    """loss += weight * sum |relu(x + bias) - relu(y + bias)|; a code of 2 bits for each element.
+) -> tuple[Tensor, Tensor]:
+    """weight * sum |relu(x + bias) - relu(y + bias)|; a code of 2 bits for each element.
 
-    0: the ReLU of x lets no gradient pass; otherwise 2 + the sign of the difference (of a NaN 0).
-    x and y are given the ReLU in place where `write_x` and `write_y` say so. loss is a single
-    number, float32 (float64 for float64), as all sums are. Without `keep` the codes are empty.
+    The sum is added to `sums`, [SUM_PROGRAMS] numbers that stand for their total, and these are
+    returned: float32 (float64 for float64), as all sums are. A code is 0 where the ReLU of x lets
+    no gradient pass; otherwise 2 + the sign of the difference (of a NaN 0). x and y are given the
+    ReLU in place where `write_x` and `write_y` say so. Without `keep` the codes are empty.
     """
     z = _biased(x, bias)
     difference = z.relu() - _biased(y, bias).relu()
-    loss.add_(weight * difference.abs().sum())
+    total = difference.new_zeros(SUM_PROGRAMS)
+    total[:1] = weight * difference.abs().sum()
+    if sums is not None:
+        total += sums
     if write_x:
         x.copy_(z.relu())
     if write_y:
         y.copy_(_biased(y, bias).relu())
     if not keep:
-        return _no_codes(x)
+        return total, _no_codes(x)
     sign = 2 + (difference > 0).int() - (difference < 0).int()
-    return _packed(_flat(torch.where(z <= 0, 0, sign)), 2)
+    return total, _packed(_flat(torch.where(z <= 0, 0, sign)), 2)
 
 
 def relu_l1_backward_ref(g: Tensor, codes: Tensor, dloss: Tensor, weight: float, add: bool) -> None:
@@ -90,14 +95,33 @@ def relu_l1_backward_ref(g: Tensor, codes: Tensor, dloss: Tensor, weight: float,
     g.copy_(torch.where(code > 0, values, 0.0))
 
 
-def relu_pool_ref(x: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+def relu_pool_ref(x: Tensor, bias: Tensor, coded: int, room: int) -> tuple[Tensor, Tensor]:
     """y = the maximum of relu(x + bias) over windows of 2x2, and 4 bits for each element of y.
 
-    A bit is set for the one element of the window that the gradient goes to: the first one that is
-    the maximum, in rows (the last NaN where there are some), none where the ReLU lets nothing
-    pass. Rows and columns that are left over belong to no window, as in PyTorch. Without `keep`
-    the codes are empty.
+    y has room for `room` pictures, of which the first x.shape[0] are written; the codes are of the
+    first `coded` of these. A bit is set for the one element of the window that the gradient goes
+    to: the first one that is the maximum, in rows (the last NaN where there are some), none where
+    the ReLU lets nothing pass. Rows and columns that are left over belong to no window, as in
+    PyTorch.
     """
+    y = new_pooled(x, room)
+    pooled, choice = _pooled(x, bias)
+    y[: x.shape[0]] = pooled
+    return y, _packed(_flat(choice[:coded]), 4)
+
+
+def relu_pool_into_ref(x: Tensor, bias: Tensor, y: Tensor) -> None:
+    """The y of `relu_pool`, in place."""
+    y.copy_(_pooled(x, bias)[0])
+
+
+def new_pooled(x: Tensor, room: int) -> Tensor:
+    """Uninitialised, for the results of pooling."""
+    size = (room, x.shape[1], x.shape[2] // 2, x.shape[3] // 2)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _pooled(x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     z = _biased(x, bias)
     h, w = (side // 2 * 2 for side in x.shape[2:])
     largest = z[:, :, 0:h:2, 0:w:2]
@@ -107,11 +131,7 @@ def relu_pool_ref(x: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
         larger = (other > largest) | other.isnan()
         largest = torch.where(larger, other, largest)
         choice = torch.where(larger, torch.where(other <= 0, 0, 1 << k), choice)
-    y = torch.empty(
-        largest.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
-    y.copy_(largest.relu())
-    return y, _packed(_flat(choice), 4) if keep else _no_codes(x)
+    return largest.relu(), choice
 
 
 def relu_pool_backward_ref(g: Tensor, codes: Tensor, height: int, width: int) -> Tensor:
@@ -156,7 +176,7 @@ def _unpacked(codes: Tensor, bits: int) -> Tensor:
     return (codes.int()[:, None] >> places & (1 << bits) - 1).view(-1)
 
 
-def _relu_bits_launches(x: Tensor, bias: Tensor, keep: bool, result: Tensor) -> list[Launch]:
+def _relu_bits_launches(x: Tensor, bias: Tensor, coded: int, result: Tensor) -> list[Launch]:
     if x.numel() == 0:
         return []
     read, written = bytes_of(x, bias), bytes_of(x, result)
@@ -169,15 +189,9 @@ def _relu_bits_backward_launches(g: Tensor, bits: Tensor, result: None) -> list[
     return [Launch("relu_bits.relu_bits_backward", bytes_of(g, bits), bytes_of(g))]
 
 
-def _relu_l1_launches(x, y, bias, loss, weight, write_x, write_y, keep, result) -> list[Launch]:
-    if x.numel() == 0:
-        return []
-    parts = sum_programs(x.numel())[0] * torch.float32.itemsize
-    written = bytes_of(x if write_x else None, y if write_y else None, result) + parts
-    return [
-        Launch("relu_l1.relu_l1", bytes_of(x, y, bias), written, scratch=parts),
-        Launch("relu_l1.add_sum", parts + bytes_of(loss), bytes_of(loss), scratch=parts),
-    ]
+def _relu_l1_launches(x, y, bias, sums, weight, write_x, write_y, keep, result) -> list[Launch]:
+    written = bytes_of(x if write_x else None, y if write_y else None, *result)
+    return [Launch("relu_l1.relu_l1", bytes_of(x, y, bias, sums), written)]
 
 
 def _relu_l1_backward_launches(g, codes, dloss, weight, add, result) -> list[Launch]:
@@ -187,10 +201,15 @@ def _relu_l1_backward_launches(g, codes, dloss, weight, add, result) -> list[Lau
     return [Launch("relu_l1.relu_l1_backward", read, bytes_of(g))]
 
 
-def _relu_pool_launches(x, bias, keep, result) -> list[Launch]:
-    if result[0].numel() == 0:
+def _relu_pool_launches(x, bias, coded, room, result) -> list[Launch]:
+    y, codes = result
+    return _relu_pool_into_launches(x, bias, y[: x.shape[0]], codes)
+
+
+def _relu_pool_into_launches(x, bias, y, result) -> list[Launch]:
+    if y.numel() == 0:
         return []
-    return [Launch("relu_pool.relu_pool", bytes_of(x, bias), bytes_of(*result))]
+    return [Launch("relu_pool.relu_pool", bytes_of(x, bias), bytes_of(y, result))]
 
 
 def _relu_pool_backward_launches(g, codes, height, width, result) -> list[Launch]:
@@ -199,12 +218,12 @@ def _relu_pool_backward_launches(g, codes, height, width, result) -> list[Launch
     return [Launch("relu_pool.relu_pool_backward", bytes_of(g, codes), bytes_of(result))]
 
 
-define("relu_bits_", "(Tensor(a!) x, Tensor bias, bool keep) -> Tensor", relu_bits_ref)
+define("relu_bits_", "(Tensor(a!) x, Tensor bias, int coded) -> Tensor", relu_bits_ref)
 define("relu_bits_backward_", "(Tensor(a!) g, Tensor bits) -> ()", relu_bits_backward_ref)
 define(
     "relu_l1_",
-    "(Tensor(a!) x, Tensor(b!) y, Tensor bias, Tensor(c!) loss, float weight, bool write_x,"
-    " bool write_y, bool keep) -> Tensor",
+    "(Tensor(a!) x, Tensor(b!) y, Tensor bias, Tensor? sums, float weight, bool write_x,"
+    " bool write_y, bool keep) -> (Tensor sums, Tensor codes)",
     relu_l1_ref,
 )
 define(
@@ -212,7 +231,12 @@ define(
     "(Tensor(a!) g, Tensor codes, Tensor dloss, float weight, bool add) -> ()",
     relu_l1_backward_ref,
 )
-define("relu_pool", "(Tensor x, Tensor bias, bool keep) -> (Tensor y, Tensor codes)", relu_pool_ref)
+define(
+    "relu_pool",
+    "(Tensor x, Tensor bias, int coded, int room) -> (Tensor y, Tensor codes)",
+    relu_pool_ref,
+)
+define("relu_pool_into_", "(Tensor x, Tensor bias, Tensor(a!) y) -> ()", relu_pool_into_ref)
 define(
     "relu_pool_backward",
     "(Tensor g, Tensor codes, int height, int width) -> Tensor",
@@ -223,10 +247,12 @@ register_launches("relu_bits_backward_", _relu_bits_backward_launches)
 register_launches("relu_l1_", _relu_l1_launches)
 register_launches("relu_l1_backward_", _relu_l1_backward_launches)
 register_launches("relu_pool", _relu_pool_launches)
+register_launches("relu_pool_into_", _relu_pool_into_launches)
 register_launches("relu_pool_backward", _relu_pool_backward_launches)
 register_triton("relu_bits_", "pix2pixhd_fast.kernels.relu_bits:relu_bits")
 register_triton("relu_bits_backward_", "pix2pixhd_fast.kernels.relu_bits:relu_bits_backward")
 register_triton("relu_l1_", "pix2pixhd_fast.kernels.relu_l1:relu_l1")
 register_triton("relu_l1_backward_", "pix2pixhd_fast.kernels.relu_l1:relu_l1_backward")
 register_triton("relu_pool", "pix2pixhd_fast.kernels.relu_pool:relu_pool")
+register_triton("relu_pool_into_", "pix2pixhd_fast.kernels.relu_pool:relu_pool_into")
 register_triton("relu_pool_backward", "pix2pixhd_fast.kernels.relu_pool:relu_pool_backward")
