@@ -69,11 +69,12 @@ def test_triton_launches_what_is_described(case, op, launched):
 def test_cases_copy_and_split(launched):
     """What is compared has copies, and parts in memory of their own."""
     launches = {case: sum(map(len, ops.values())) for case, ops in launched.items()}
-    assert launches["planes"] == launches["planes in parts"] == 13 and launches["empty"] == 0
+    assert launches["planes"] == launches["planes in parts"] == 14 and launches["empty"] == 0
     for op in ("channel_statistics", "norm_act_pad_reduce"):
         assert [launched[case][op][-1][3] > 0 for case in ("planes", "planes in parts")] == [0, 1]
     names = [launch[0] for ops in launched["copied"].values() for launch in ops]
-    assert (names.count("aten::clone"), names.count("aten::copy_")) == (1 + 6 + 7 + 9 + 1 + 2, 1)
+    clones = 1 + 6 + 7 + 9 + 11 + 1 + 2
+    assert (names.count("aten::clone"), names.count("aten::copy_")) == (clones, 1)
 
 
 def test_instance_boundaries_launches_its_cuda_kernel():
