@@ -20,7 +20,8 @@ from pix2pixhd_fast.nn.layers import hooked
 from pix2pixhd_fast.nn.pending import Pending, Scene, as_pending
 from pix2pixhd_fast.nn.pyramid import halves
 from pix2pixhd_fast.nn.sequence import Sequence
-from pix2pixhd_fast.nn.steps import ConvStep
+from pix2pixhd_fast.nn.steps import ConvStep, activation
+from pix2pixhd_fast.ops.label_conv2d import before_activation
 from pix2pixhd_fast.ops.norm_act_conv import Conv
 from pix2pixhd_fast.ops.norm_act_pad import Norm
 from pix2pixhd_fast.semantic import SemanticMap
@@ -84,10 +85,11 @@ class DiscriminatorPass:
             picture = level[:, -self.channels :]
             read = as_pending(level.to(dtype))
         self._pictures.append(picture[: self.images])
-        layers, results = [], [read]
+        layers, results, written = [], [read], activation(None)
         for step in steps:
-            layers.append(_Layer(step, self._convs[step.conv], results[-1]))
+            layers.append(_Layer(step, self._convs[step.conv], results[-1], written))
             results.append(step.compute(results[-1], layers[-1].conv))
+            written = activation(step.act if results[-1].done else None)
         self._scales.append(layers)
         return results[1:]
 
@@ -122,11 +124,7 @@ class DiscriminatorPass:
         part = slice(None, self.images)
         dy = given.pop()
         for layer in reversed(layers[1:]):
-            dy = layer.of(part).input_gradient(dy)
-            of_loss = given.pop()
-            if of_loss is not None:
-                dy.add_(of_loss)
-            del of_loss
+            dy = layer.of(part).input_gradient(dy, given.pop())
         return layers[0].of(part).picture_gradient(dy, self.channels)
 
     @torch.no_grad()
@@ -155,13 +153,20 @@ class _Layer(NamedTuple):
     step: ConvStep
     conv: Conv
     read: Pending
+    written: tuple[str, float]  # act and slope that are in what it read already
 
     def of(self, part: slice) -> "_Layer":
         """The layer for some of the images."""
         return self._replace(read=_part(self.read, part))
 
-    def input_gradient(self, dy: Tensor) -> Tensor:
-        return self._backward(dy, self.read, self.conv.weight, (True, False, False))[0]
+    def input_gradient(self, dy: Tensor, of_loss: Tensor | None) -> Tensor:
+        """Of the raw output that it read; `of_loss`: the gradient of what reads the same."""
+        dx = self._backward(dy, self.read, self.conv.weight, (True, False, False))[0]
+        return self._before_written(dx if of_loss is None else dx.add_(of_loss))
+
+    def _before_written(self, dx: Tensor) -> Tensor:
+        act, slope = self.written
+        return dx if act == "none" else before_activation(dx, self.read.x, act, slope)
 
     def picture_gradient(self, dy: Tensor, channels: int) -> Tensor:
         """Of a layer that reads a level of the pyramid: for the last `channels` alone."""
@@ -179,7 +184,7 @@ class _Layer(NamedTuple):
         else:
             needs_all = (needs_x, *needs)
             found = iter(self._backward(dy, self.read, self.conv.weight, needs_all))
-        dx = next(found) if needs_x else None
+        dx = self._before_written(next(found)) if needs_x else None
         wanted = (p for p, needed in zip((weight, bias), needs, strict=True) if needed)
         return [dx, *zip(wanted, found, strict=True)]
 
