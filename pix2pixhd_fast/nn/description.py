@@ -15,7 +15,7 @@ def describe_plan(net: nn.Module) -> str:
     One line for each step: its number, the children that it stands for, what it does in order
     ("reflect 3 | conv 7x7 36->32 | statistics"), and behind "then" what is left to the step that
     reads it. "label_conv2d of a SemanticMap" stands where a step reads the input of a network: what
-    runs where that is a label map. Children that run as ordinary modules say why. The branch of a
+    runs where that is a label map, with the activation where no norm is before it. Children that run as ordinary modules say why. The branch of a
     residual block that runs as one op is part of the block's line and not listed again. Raises
     `InputError` for what is no module.
     """
