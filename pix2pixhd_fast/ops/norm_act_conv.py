@@ -9,6 +9,7 @@ from torch import Tensor
 from pix2pixhd_fast._launches import Launch, register_launches
 from pix2pixhd_fast._library import define, kernel, register_triton
 from pix2pixhd_fast.errors import InputError
+from pix2pixhd_fast.ops import winograd
 from pix2pixhd_fast.ops.channel_statistics import channel_statistics
 from pix2pixhd_fast.ops.memory_format import to_channels_last
 from pix2pixhd_fast.ops.norm_act_pad import (
@@ -102,6 +103,8 @@ def convolve(p: Tensor, conv: Conv, padding: str, pad: int) -> Tensor:
     """The convolution of an input that is padded already, unless with zeros."""
     own = pad if padding == "zero" else 0
     bias = None if conv.dead_bias else conv.bias
+    if winograd.suits(p, conv.weight, conv.stride, own, conv.transposed):
+        return winograd.convolve(p, conv.weight, bias, conv.stride, own)
     if conv.transposed:
         y = F.conv_transpose2d(p, conv.weight, bias, conv.stride, own, conv.output_padding)
     else:
@@ -148,6 +151,8 @@ def _gradients(
             list(needs),
         )  # fmt: skip
 
+    if winograd.suits(p, conv.weight, conv.stride, pad, conv.transposed):
+        return winograd.gradients(dy, p, conv.weight, conv.stride, pad, needs)
     needs_p, needs_weight, needs_bias = needs
     if not (needs_weight and suits_products(conv.weight, p, conv.stride)):
         return gradients(*needs)

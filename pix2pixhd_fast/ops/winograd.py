@@ -9,7 +9,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from pix2pixhd_fast._launches import Launch, register_launches
-from pix2pixhd_fast._library import define, library_status
+from pix2pixhd_fast._library import define, has_kernel
+from pix2pixhd_fast.ops.memory_format import to_channels_last
 
 # The polynomials of a line are known by their values at 0, -NEAR, NEAR, -FAR, FAR and infinity.
 # Both and their squares are exact in float32. Relative L2 error of a result, from random numbers
@@ -19,6 +20,8 @@ SIDE = 6
 # What is made of a layer at a time: at least so many rows of a product (with 64 of them instead of
 # 256 the products of 512 channels take three times as long), and 8 MiB where that is more.
 PIECE, PIECE_VALUES = 256, 2 << 20
+# The pixels of a result, by the side of the kernel and the stride, from which on it is worthwhile.
+LEAST_PIXELS = {(3, 1): 400, (4, 1): 400, (4, 2): 2048}
 
 
 def _evaluation(n: int) -> Tensor:
@@ -96,22 +99,24 @@ def winograd_pixels_ref(
         into.copy_(strip[:, : into.shape[1], : into.shape[2]])
 
 
-def suits_winograd(x: Tensor, weight: Tensor, stride: int, pad: int, transposed: bool) -> bool:
+def suits(x: Tensor, weight: Tensor, stride: int, pad: int, transposed: bool) -> bool:
     """Whether to convolve x by `weight` so, and to take the gradients of that: by measurements.
 
     In float32, with the compiled kernels. Fake tensors stand for those of a GPU.
     """
     if isinstance(x, FakeTensor) or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
-    height, width = weight.shape[2:]
-    kinds = ((3, 1), (4, 1), (4, 2))
-    if transposed or height != width or (height, stride) not in kinds or pad % stride:
+    kernel = weight.shape[2]
+    fits = weight.shape[3] == kernel and (kernel, stride) in LEAST_PIXELS and pad < kernel
+    if transposed or not fits or pad % stride:
         return False
-    return x.numel() > 0 and min(weight.shape[:2]) >= 32 and _kernels_are_there()
-
-
-def _kernels_are_there() -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key("pix2pixhd_fast::winograd_points_", "CPU")
+    height, width = ((side + 2 * pad - kernel) // stride + 1 for side in x.shape[2:])
+    return (
+        x.shape[0] * height * width >= LEAST_PIXELS[kernel, stride]
+        and min(weight.shape[:2]) >= 32
+        and sum(weight.shape[:2]) >= 96
+        and has_kernel("winograd_points_", "CPU")
+    )
 
 
 class _Phases(NamedTuple):
@@ -308,6 +313,24 @@ def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: int, pad: int
         some = _Phases(dweight[first : first + count], stride)
         _write(product, some, None, taps, _Grid(count, 1, 1))
     return dweight
+
+
+def gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    pad: int,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of `convolve`, for x, weight and bias; None where it is not needed."""
+    needs_x, needs_weight, needs_bias = needs
+    dy, x = to_channels_last(dy), to_channels_last(x)
+    return (
+        input_gradient(dy, weight, x.shape[2:], stride, pad) if needs_x else None,
+        weight_gradient(dy, x, weight, stride, pad) if needs_weight else None,
+        dy.sum((0, 2, 3)) if needs_bias else None,
+    )
 
 
 def _launches(*arguments, result) -> list[Launch]:
