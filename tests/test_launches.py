@@ -34,6 +34,7 @@ def test_every_op_describes_its_launches():
     assert composed <= names and set(described_ops()) <= names
     cuda = {"instance_boundaries", "instance_mean_pool", "label_conv2d", "label_conv2d_backward"}
     alone = {*LAUNCHERS, *cuda, "to_channels_last", "to_default_format"}
+    alone |= {"winograd_points_", "winograd_pixels_"}
     for loss in ("feature_matching_loss", "multiscale_gan_loss"):
         alone |= {f"{loss}_forward", f"{loss}_backward"}
     assert names - composed == set(described_ops()) - composed == alone

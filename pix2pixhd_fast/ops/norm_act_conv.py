@@ -151,9 +151,14 @@ def _gradients(
             list(needs),
         )  # fmt: skip
 
-    if winograd.suits(p, conv.weight, conv.stride, pad, conv.transposed):
-        return winograd.gradients(dy, p, conv.weight, conv.stride, pad, needs)
     needs_p, needs_weight, needs_bias = needs
+    if winograd.suits_gradients(dy, conv.weight, conv.stride, pad, conv.transposed):
+        options = (conv.weight, conv.stride, pad)
+        return (
+            winograd.input_gradient(dy, p.shape[2:], *options) if needs_p else None,
+            winograd.weight_gradient(dy, p, *options) if needs_weight else None,
+            dy.sum((0, 2, 3)) if needs_bias else None,
+        )
     if not (needs_weight and suits_products(conv.weight, p, conv.stride)):
         return gradients(*needs)
     dp = gradients(True, False, False)[0] if needs_p else None

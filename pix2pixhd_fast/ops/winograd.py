@@ -1,6 +1,5 @@
 """Convolutions on the CPU with fewer products: Winograd's method, on 6 x 6 points."""
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -24,30 +23,33 @@ PIECE, PIECE_VALUES = 256, 2 << 20
 LEAST_PIXELS = {(3, 1): 400, (4, 1): 400, (4, 2): 2048}
 
 
-def _evaluation(n: int) -> Tensor:
-    """The values of a polynomial with n coefficients at the points: [6, n], float64."""
-    points = torch.tensor([0.0, NEAR, -NEAR, FAR, -FAR], dtype=torch.float64)
-    values = points[:, None] ** torch.arange(n)
-    return torch.cat([values, torch.eye(n, dtype=torch.float64)[-1:]])
+Matrix = tuple[tuple[float, ...], ...]
 
 
-@functools.cache
-def _to_points(side: int) -> Tensor:
-    """What takes a line of a tile to its points: [6, side], float64.
+def evaluation(n: int) -> Matrix:
+    """The values of a polynomial with n coefficients at the points: [6, n]."""
+    powers = (tuple(point**k for k in range(n)) for point in (0.0, NEAR, -NEAR, FAR, -FAR))
+    return *powers, (0.0,) * (n - 1) + (1.0,)
+
+
+def to_points(side: int) -> Matrix:
+    """What takes a line of a tile to its points: [6, side].
 
     For 6 pixels the transpose of the interpolation, but for its divisions; for less the evaluation,
     with them.
     """
-    if side < SIDE:
-        near, far = NEAR**2, FAR**2
-        distances = [near * far, *[2 * near * (near - far)] * 2, *[2 * far * (far - near)] * 2, 1]
-        return _evaluation(side) / torch.tensor(distances, dtype=torch.float64)[:, None]
     near, far = NEAR**2, FAR**2
-    rows = [[near * far, 0, -near - far, 0, 1, 0]]
-    for point, other in ((NEAR, far), (-NEAR, far), (FAR, near), (-FAR, near)):
-        rows.append([0, -point * other, -other, point, 1, 0])
-    rows.append([0, near * far, 0, -near - far, 0, 1])
-    return torch.tensor(rows, dtype=torch.float64)
+    if side < SIDE:
+        at_near, at_far = 2 * near * (near - far), 2 * far * (far - near)
+        distances = (near * far, at_near, at_near, at_far, at_far, 1.0)
+        rows = zip(evaluation(side), distances, strict=True)
+        return tuple(tuple(value / distance for value in row) for row, distance in rows)
+    pairs = ((NEAR, far), (-NEAR, far), (FAR, near), (-FAR, near))
+    return (
+        (near * far, 0.0, -near - far, 0.0, 1.0, 0.0),
+        *((0.0, -point * other, -other, point, 1.0, 0.0) for point, other in pairs),
+        (0.0, near * far, 0.0, -near - far, 0.0, 1.0),
+    )
 
 
 def winograd_points_ref(
@@ -74,8 +76,8 @@ def winograd_points_ref(
     tiles = F.pad(x, edges).unfold(2, side, step).unfold(3, side, step)
     if turned:
         tiles = tiles.flip(4, 5)
-    to_points = _to_points(side).to(x)
-    values = torch.einsum("ia,jb,nchwab->ijnhwc", to_points, to_points, tiles)
+    lines = x.new_tensor(to_points(side))
+    values = torch.einsum("ia,jb,nchwab->ijnhwc", lines, lines, tiles)
     values = values.reshape(SIDE * SIDE, -1, x.shape[1])
     points.copy_(values[:, first_row * across :][:, : points.shape[1]])
 
@@ -89,30 +91,65 @@ def winograd_pixels_ref(
     over the pictures y [N, C, H, W], from `row` on. What lies outside is dropped, pixels of other
     tiles stay as they are.
     """
-    to_pixels = _evaluation(side).to(points)
+    lines = points.new_tensor(evaluation(side))
     values = points.view(SIDE, SIDE, -1, across, points.shape[2])
-    strips = torch.einsum("ia,jb,ijrwc->rcawb", to_pixels, to_pixels, values).flatten(3)
+    strips = torch.einsum("ia,jb,ijrwc->rcawb", lines, lines, values).flatten(3)
     if bias is not None:
         strips = strips + bias[:, None, None]
     for n, strip in enumerate(strips, start=row):
-        into = y[n // down, :, n % down * side :][:, :side]
+        into = y[n // down, :, n % down * side :][:, :side, : strip.shape[2]]
         into.copy_(strip[:, : into.shape[1], : into.shape[2]])
 
 
 def suits(x: Tensor, weight: Tensor, stride: int, pad: int, transposed: bool) -> bool:
-    """Whether to convolve x by `weight` so, and to take the gradients of that: by measurements.
+    """Whether to take `convolve` for a convolution of x by `weight`.
 
-    In float32, with the compiled kernels. Fake tensors stand for those of a GPU.
+    On the CPU in float32 with the compiled kernels, for 3x3 and 4x4 with stride 1 and 4x4 with
+    stride 2, from 32 channels on. Measured on two cores (AVX2, 140 GFLOP/s in a product of
+    large matrices), ms for the result, the gradient of x and that of the weight, so and by the
+    faster one of oneDNN and (for the last) `ops.weight_gradient`:
+
+    ===================================  =============  =============  =============
+    256 -> 512, 4x4, 65x129                 88,   209     104,   246     105,   348
+    256 -> 512, 4x4, 9x17                  5.9,   5.6     6.1,   5.9     6.5,   6.9
+    1024 -> 1024, 3x3, 34x66               111,   259
+    1024 -> 1024, 3x3, 18x34                67,    88      79,    91      79,   103
+    1024 -> 1024, 3x3, 10x18                42,    36      57,    34      60,    38
+    512 -> 512, 3x3, 16x32                  18,    20      18,    21      16,    25
+    64 -> 64, 3x3, 64x64                   1.5,   2.1     1.3,   2.0     1.6,   2.9
+    32 -> 64, 3x3, 128x256                 6.8,  10.0     6.5,   9.4     5.8,  11.7
+    32 -> 32, 3x3, 128x256                 5.3,   4.4     4.3,   4.3     4.4,   5.9
+    64 -> 128, 4x4, stride 2, 257x513       48,    59      57,    76      43,    92
+    128 -> 256, 4x4, stride 2, 129x257      36,    57      36,    55      37,    92
+    128 -> 256, 4x4, stride 2, 65x129       14,    17      15,    19      13,    24
+    128 -> 256, 4x4, stride 2, 33x65       6.1,   4.4     6.1,   4.9     5.7,   5.7
+    ===================================  =============  =============  =============
+
+    Fake tensors stand for those of a GPU.
     """
-    if isinstance(x, FakeTensor) or x.device.type != "cpu" or x.dtype != torch.float32:
-        return False
     kernel = weight.shape[2]
-    fits = weight.shape[3] == kernel and (kernel, stride) in LEAST_PIXELS and pad < kernel
-    if transposed or not fits or pad % stride:
-        return False
     height, width = ((side + 2 * pad - kernel) // stride + 1 for side in x.shape[2:])
+    return _suits(x, x.shape[0] * height * width, weight, stride, pad, transposed)
+
+
+def suits_gradients(dy: Tensor, weight: Tensor, stride: int, pad: int, transposed: bool) -> bool:
+    """Whether to take `input_gradient` and `weight_gradient`: as for the convolution itself."""
+    return _suits(dy, dy.numel() // max(1, dy.shape[1]), weight, stride, pad, transposed)
+
+
+def _suits(
+    given: Tensor, pixels: int, weight: Tensor, stride: int, pad: int, transposed: bool
+) -> bool:
+    if isinstance(given, FakeTensor) or given.device.type != "cpu":
+        return False
+    height, width = weight.shape[2:]
+    if transposed or height != width or (height, stride) not in LEAST_PIXELS:
+        return False
     return (
-        x.shape[0] * height * width >= LEAST_PIXELS[kernel, stride]
+        given.dtype == weight.dtype == torch.float32
+        and pad < height
+        and pad % stride == 0
+        and pixels >= LEAST_PIXELS[height, stride]
         and min(weight.shape[:2]) >= 32
         and sum(weight.shape[:2]) >= 96
         and has_kernel("winograd_points_", "CPU")
@@ -151,6 +188,9 @@ class _Phases(NamedTuple):
 class _Grid(NamedTuple):
     """Tiles over pictures; see `winograd_points_ref`."""
 
+    side: int
+    step: int
+    pad: int
     images: int
     down: int
     across: int
@@ -163,35 +203,29 @@ class _Grid(NamedTuple):
     def tiles(self) -> int:
         return self.rows * self.across
 
+    def seen(self, pad: int) -> "_Grid":
+        """What the tiles of the result of a convolution are made of."""
+        return self._replace(side=SIDE, pad=pad)
 
-def _grid(pictures: _Phases, side: int) -> _Grid:
+
+def _side_by_side(pictures: _Phases, side: int) -> _Grid:
     down, across = (-(-size // side) for size in pictures.size)
-    return _Grid(pictures.pictures.shape[0], down, across)
+    return _Grid(side, side, 0, len(pictures.pictures), down, across)
 
 
-def _read(
-    x: _Phases, points: Tensor, side: int, step: int, pad: int, grid: _Grid, row: int = 0,
-    turned: bool = False,
-) -> Tensor:  # fmt: skip
+def _read(x: _Phases, points: Tensor, grid: _Grid, row: int = 0, turned: bool = False) -> Tensor:
     """points, with the tiles of x."""
     for phase, part in x.with_parts(points):
         torch.ops.pix2pixhd_fast.winograd_points_(
-            phase, part, side, step, pad, grid.down, grid.across, row, turned
+            phase, part, *grid[:3], grid.down, grid.across, row, turned
         )
     return points
 
 
-def _read_weight(weight: _Phases, points: Tensor, turned: bool = False) -> Tensor:
-    side = weight.size[0]
-    return _read(weight, points, side, side, 0, _Grid(len(weight.pictures), 1, 1), 0, turned)
-
-
-def _write(
-    points: Tensor, y: _Phases, bias: Tensor | None, side: int, grid: _Grid, row: int = 0
-) -> None:
+def _write(points: Tensor, y: _Phases, bias: Tensor | None, grid: _Grid, row: int = 0) -> None:
     for phase, part in y.with_parts(points):
         torch.ops.pix2pixhd_fast.winograd_pixels_(
-            part, phase, bias, side, grid.down, grid.across, row
+            part, phase, bias, grid.side, grid.down, grid.across, row
         )
 
 
@@ -220,117 +254,93 @@ def _pieces(total: int, width: int, values: int) -> list[tuple[int, int]]:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int) -> Tensor:
-    """y = conv2d(x, weight, bias, stride, pad) for what `suits_winograd`, channels_last.
+    """y = conv2d(x, weight, bias, stride, pad), channels_last, for what `suits`.
 
-    x [N, C, H, W] channels_last, weight [K, C, k, k]. Each tile of y comes from 36 products for
-    each pair of channels: for 3x3 and 4x4 a quarter of those of the definition, for 4x4 with stride
-    2 0.36 of them.
+    x [N, C, H, W], weight [K, C, k, k]. A tile of y comes from 36 products for each pair of
+    channels: a quarter of those of the definition, 0.36 of them for 4x4 with stride 2.
     """
-    kernel = weight.shape[2]
+    x, kernel = to_channels_last(x), weight.shape[2]
     size = ((side + 2 * pad - kernel) // stride + 1 for side in x.shape[2:])
-    y = torch.empty(
-        (x.shape[0], weight.shape[0], *size), memory_format=torch.channels_last, dtype=x.dtype
-    )
+    y = _new_pictures(len(x), len(weight), *size)
     _convolve(_Phases(x, stride), _Phases(weight, stride), _Phases(y), bias, pad // stride, False)
     return y
 
 
 def input_gradient(
-    dy: Tensor, weight: Tensor, size: tuple[int, int], stride: int, pad: int
+    dy: Tensor, size: tuple[int, int], weight: Tensor, stride: int, pad: int
 ) -> Tensor:
     """dx [N, C, *size] of `convolve`, channels_last: a convolution of dy by the turned weight."""
-    dx = torch.empty(
-        (dy.shape[0], weight.shape[1], *size), memory_format=torch.channels_last, dtype=dy.dtype
-    )
-    outside = (weight.shape[2] - 1 - pad) // stride
+    dy, outside = to_channels_last(dy), (weight.shape[2] - 1 - pad) // stride
+    dx = _new_pictures(len(dy), weight.shape[1], *size)
     _convolve(_Phases(dy), _Phases(weight, stride), _Phases(dx, stride), None, outside, True)
     return dx
+
+
+def _new_pictures(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
 
 
 def _convolve(
     x: _Phases, weight: _Phases, y: _Phases, bias: Tensor | None, pad: int, turned: bool
 ) -> None:
-    """y = x convolved by `weight` [K, C], or [C, K] where it is turned.
+    """y = x convolved by a weight [outputs, inputs], or [inputs, outputs] where it is turned.
 
-    The points of x are [36, T, C], those of the weight [36, C, K]. The smaller ones of both are
-    there as a whole, and the others, and the products, one piece after the other.
+    The points of x are [36, tiles, inputs], those of the weight [36, inputs, outputs]. The smaller
+    ones of both are there as a whole, and the others, and the products, one piece after the other.
     """
-    side = SIDE + 1 - weight.size[0]
-    grid = _grid(y, side)
-    tiles, inputs, outputs = grid.tiles, x.channels, y.channels
+    grid = _side_by_side(y, SIDE + 1 - weight.size[0])
+    seen, inputs, outputs = grid.seen(pad), x.channels, y.channels
     of_x, of_weight, products = _Buffer(), _Buffer(), _Buffer()
-
-    def weight_points(weight: _Phases, outputs: int) -> Tensor:
-        if turned:
-            return _read_weight(weight, of_weight.take(inputs, outputs), turned=True)
-        return _read_weight(weight, of_weight.take(outputs, inputs)).transpose(1, 2)
-
-    if tiles > outputs:
-        u = weight_points(weight, outputs)
+    if grid.tiles > outputs:
+        u = _weight_points(weight, of_weight, turned)
         for row, rows in _pieces(grid.rows, grid.across, inputs + outputs):
-            v = of_x.take(rows * grid.across, inputs)
-            _read(x, v, SIDE, side, pad, grid, row)
-            product = products.take(rows * grid.across, outputs)
-            _write(torch.bmm(v, u, out=product), y, bias, side, grid, row)
+            v = _read(x, of_x.take(rows * grid.across, inputs), seen, row)
+            product = torch.bmm(v, u, out=products.take(rows * grid.across, outputs))
+            _write(product, y, bias, grid, row)
         return
-    v = _read(x, of_x.take(tiles, inputs), SIDE, side, pad, grid)
-    phases = y.stride**2
-    for first, count in _pieces(outputs // phases, phases, inputs + tiles):
+    v, phases = _read(x, of_x.take(grid.tiles, inputs), seen), y.stride**2
+    for first, count in _pieces(outputs // phases, phases, inputs + grid.tiles):
         some = slice(first, first + count)
         part = weight.pictures[:, some] if turned else weight.pictures[some]
-        u = weight_points(weight._replace(pictures=part), count * phases)
-        product = torch.bmm(v, u, out=products.take(tiles, count * phases))
-        _write(product, y.some(first, count), None if bias is None else bias[some], side, grid)
+        u = _weight_points(weight._replace(pictures=part), of_weight, turned)
+        product = torch.bmm(v, u, out=products.take(grid.tiles, count * phases))
+        _write(product, y.some(first, count), None if bias is None else bias[some], grid)
+
+
+def _weight_points(weight: _Phases, buffer: _Buffer, turned: bool) -> Tensor:
+    """[36, inputs, outputs]"""
+    points = buffer.take(len(weight.pictures), weight.channels)
+    _read(weight, points, _side_by_side(weight, weight.size[0]), 0, turned)
+    return points if turned else points.transpose(1, 2)
 
 
 def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: int, pad: int) -> Tensor:
     """dweight of `convolve`, with the strides of `weight`, whose values are not read.
 
     The method for the result k x k of a convolution of x by dy, tile by tile: the sum over tiles is
-    one product of matrices [K, T] and [T, C] for each point.
+    one product of matrices [K, tiles] and [tiles, C] for each point.
     """
     dweight = torch.empty_like(weight)
-    seen, found = _Phases(x, stride), _Phases(dweight, stride)
-    taps = found.size[0]
-    side = SIDE + 1 - taps
-    grid, one = _grid(_Phases(dy), side), _Grid(len(dweight), 1, 1)
-    tiles, inputs, outputs = grid.tiles, seen.channels, dy.shape[1]
+    found, x = _Phases(dweight, stride), _Phases(to_channels_last(x), stride)
+    dy, taps = _Phases(to_channels_last(dy)), found.size[0]
+    grid = _side_by_side(dy, SIDE + 1 - taps)
+    seen, inputs, outputs = grid.seen(pad // stride), x.channels, dy.channels
     of_x, of_dy, sums = _Buffer(), _Buffer(), _Buffer()
-    if tiles > inputs:
-        sum_ = sums.take(outputs, inputs).zero_()
+    if grid.tiles > inputs:
+        total = sums.take(outputs, inputs).zero_()
         for row, rows in _pieces(grid.rows, grid.across, inputs + outputs):
-            v = of_x.take(rows * grid.across, inputs)
-            _read(seen, v, SIDE, side, pad // stride, grid, row)
-            z = _read(_Phases(dy), of_dy.take(rows * grid.across, outputs), side, side, 0, grid, row)
-            torch.baddbmm(sum_, z.transpose(1, 2), v, out=sum_)
-        _write(sum_, found, None, taps, one)
+            v = _read(x, of_x.take(rows * grid.across, inputs), seen, row)
+            z = _read(dy, of_dy.take(rows * grid.across, outputs), grid, row)
+            torch.baddbmm(total, z.transpose(1, 2), v, out=total)
+        _write(total, found, None, _side_by_side(found, taps))
         return dweight
-    v = _read(seen, of_x.take(tiles, inputs), SIDE, side, pad // stride, grid)
-    for first, count in _pieces(outputs, 1, inputs + tiles):
-        part = _Phases(dy).some(first, count)
-        z = _read(part, of_dy.take(tiles, count), side, side, 0, grid)
-        product = torch.bmm(z.transpose(1, 2), v, out=sums.take(count, inputs))
-        some = _Phases(dweight[first : first + count], stride)
-        _write(product, some, None, taps, _Grid(count, 1, 1))
+    v = _read(x, of_x.take(grid.tiles, inputs), seen)
+    for first, count in _pieces(outputs, 1, inputs + grid.tiles):
+        z = _read(dy.some(first, count), of_dy.take(grid.tiles, count), grid)
+        total = torch.bmm(z.transpose(1, 2), v, out=sums.take(count, inputs))
+        some = found._replace(pictures=dweight[first : first + count])
+        _write(total, some, None, _side_by_side(some, taps))
     return dweight
-
-
-def gradients(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: int,
-    pad: int,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Of `convolve`, for x, weight and bias; None where it is not needed."""
-    needs_x, needs_weight, needs_bias = needs
-    dy, x = to_channels_last(dy), to_channels_last(x)
-    return (
-        input_gradient(dy, weight, x.shape[2:], stride, pad) if needs_x else None,
-        weight_gradient(dy, x, weight, stride, pad) if needs_weight else None,
-        dy.sum((0, 2, 3)) if needs_bias else None,
-    )
 
 
 def _launches(*arguments, result) -> list[Launch]:
