@@ -33,15 +33,15 @@ struct Evaluate {
     constexpr float kFarScale = 0.5f / (kFar2 * (kFar2 - kNear2));
     const auto at = [&](float point, float square, float scale, float& plus, float& minus)
                         __attribute__((always_inline)) {
-      float even = x[0], odd = x[1];
-      if constexpr (n > 4) even += square * (x[2] + square * x[4]);
-      if constexpr (n == 3 || n == 4) even += square * x[2];
-      if constexpr (n > 3) odd += square * x[3];
-      even *= scale;
-      odd *= scale * point;
-      plus = even + odd;
-      minus = even - odd;
-    };
+                          float even = x[0], odd = x[1];
+                          if constexpr (n > 4) even += square * (x[2] + square * x[4]);
+                          if constexpr (n == 3 || n == 4) even += square * x[2];
+                          if constexpr (n > 3) odd += square * x[3];
+                          even *= scale;
+                          odd *= scale * point;
+                          plus = even + odd;
+                          minus = even - odd;
+                        };
     y[0] = kZeroScale * x[0];
     at(kNear, kNear2, kNearScale, y[1], y[2]);
     at(kFar, kFar2, kFarScale, y[3], y[4]);
@@ -56,11 +56,11 @@ struct Interpolate {
   [[gnu::always_inline]] static void line(const float* x, float* y) {
     const auto at = [&](float point, float others, float& plus, float& minus)
                         __attribute__((always_inline)) {
-      const float even = x[4] - others * x[2];
-      const float odd = point * (x[3] - others * x[1]);
-      plus = even + odd;
-      minus = even - odd;
-    };
+                          const float even = x[4] - others * x[2];
+                          const float odd = point * (x[3] - others * x[1]);
+                          plus = even + odd;
+                          minus = even - odd;
+                        };
     y[0] = x[4] - (kNear2 + kFar2) * x[2] + kNear2 * kFar2 * x[0];
     at(kNear, kFar2, y[1], y[2]);
     at(kFar, kNear2, y[3], y[4]);
@@ -87,7 +87,7 @@ struct Collect {
 
 // Pointers to the channels of the values of a tile, row by row.
 template <typename T>
-using Tile = T* [kPoints * kPoints];
+using Tile = T * [kPoints * kPoints];
 
 template <typename Side>
 [[gnu::always_inline]] inline void transform_lines(const float* const (&from)[Side::kIn],
@@ -169,10 +169,17 @@ struct Grid {
 template <typename T>
 struct Strided {
   T* data;
-  int64_t height, width, image_stride, channel_stride, row_stride, column_stride;
+  int64_t images, channels, height, width;
+  int64_t image_stride, channel_stride, row_stride, column_stride;
 
   // Channels that do not lie next to each other must be copied.
   bool apart() const { return channel_stride != 1; }
+
+  // From the first value to the last one.
+  int64_t span() const {
+    return 1 + (images - 1) * image_stride + (channels - 1) * channel_stride +
+           (height - 1) * row_stride + (width - 1) * column_stride;
+  }
 
   // nullptr outside
   T* at(int64_t image, int64_t channel, int64_t row, int64_t column) const {
@@ -185,7 +192,8 @@ struct Strided {
 template <typename T>
 Strided<T> strided(const Tensor& x, T* data) {
   const int64_t channel_stride = x.size(1) == 1 ? 1 : x.stride(1);
-  return {data, x.size(2), x.size(3), x.stride(0), channel_stride, x.stride(2), x.stride(3)};
+  return {data,        x.size(0),      x.size(1),   x.size(2),  x.size(3),
+          x.stride(0), channel_stride, x.stride(2), x.stride(3)};
 }
 
 void check(const Tensor& x, const Tensor& points, const Grid& grid, int64_t least, int64_t most) {
@@ -241,6 +249,7 @@ void winograd_pixels(const Tensor& points, Tensor y, const std::optional<Tensor>
                   "winograd: bias must be [C], float32");
   if (points.numel() == 0) return;
   const auto pictures = strided(y, static_cast<float*>(y.mutable_data_ptr()));
+  if (first_row == 0) advise_huge_pages(pictures.data, pictures.span() * sizeof(float));
   const auto* all = static_cast<const float*>(points.const_data_ptr());
   const auto* shift = bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr;
   const int64_t channels = y.size(1), plane = points.stride(0), line = points.stride(1);
