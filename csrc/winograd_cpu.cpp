@@ -175,10 +175,21 @@ struct Strided {
   // Channels that do not lie next to each other must be copied.
   bool apart() const { return channel_stride != 1; }
 
+  bool empty() const { return images * channels * height * width == 0; }
+
   // From the first value to the last one.
   int64_t span() const {
+    if (empty()) return 0;
     return 1 + (images - 1) * image_stride + (channels - 1) * channel_stride +
            (height - 1) * row_stride + (width - 1) * column_stride;
+  }
+
+  void load(const T* values, int64_t count, float* to) const {
+    for (int64_t c = 0; c < count; ++c) to[c] = values[c * channel_stride];
+  }
+
+  void store(const float* from, int64_t count, T* values) const {
+    for (int64_t c = 0; c < count; ++c) values[c * channel_stride] = from[c];
   }
 
   // nullptr outside
@@ -210,6 +221,13 @@ void check(const Tensor& x, const Tensor& points, const Grid& grid, int64_t leas
                   "winograd: the tiles do not suit the pictures");
 }
 
+const float* checked_bias(const Tensor& bias, int64_t channels) {
+  STD_TORCH_CHECK(
+      bias.numel() == channels && bias.is_contiguous() && bias.scalar_type() == ScalarType::Float,
+      "winograd: bias must be [C], float32");
+  return static_cast<const float*>(bias.const_data_ptr());
+}
+
 void winograd_points(const Tensor& x, Tensor points, int64_t side, int64_t step, int64_t pad,
                      int64_t down, int64_t across, int64_t first_row, bool turned) {
   const Grid grid{side, step, pad, down, across, first_row, points.size(1)};
@@ -230,7 +248,7 @@ void winograd_points(const Tensor& x, Tensor points, int64_t side, int64_t step,
         const float* value = pictures.at(image, first, top + pixel / side, left + pixel % side);
         from[i] = value ? value : zeros;
         if (value && pictures.apart()) {
-          for (int64_t c = 0; c < width; ++c) copied[i][c] = value[c * pictures.channel_stride];
+          pictures.load(value, width, copied[i]);
           from[i] = copied[i];
         }
       }
@@ -244,14 +262,11 @@ void winograd_pixels(const Tensor& points, Tensor y, const std::optional<Tensor>
                      int64_t side, int64_t down, int64_t across, int64_t first_row) {
   const Grid grid{side, side, 0, down, across, first_row, points.size(1)};
   check(y, points, grid, 2, kPoints - 1);
-  STD_TORCH_CHECK(!bias || (bias->numel() == y.size(1) && bias->is_contiguous() &&
-                            bias->scalar_type() == ScalarType::Float),
-                  "winograd: bias must be [C], float32");
+  const float* shift = bias ? checked_bias(*bias, y.size(1)) : nullptr;
   if (points.numel() == 0) return;
   const auto pictures = strided(y, static_cast<float*>(y.mutable_data_ptr()));
   if (first_row == 0) advise_huge_pages(pictures.data, pictures.span() * sizeof(float));
   const auto* all = static_cast<const float*>(points.const_data_ptr());
-  const auto* shift = bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr;
   const int64_t channels = y.size(1), plane = points.stride(0), line = points.stride(1);
   grid.for_each(channels, [&](int64_t tile, int64_t image, int64_t top, int64_t left) {
     float copied[kPoints * kPoints][kLane];
@@ -273,8 +288,7 @@ void winograd_pixels(const Tensor& points, Tensor y, const std::optional<Tensor>
       for (int64_t i = 0; i < side * side; ++i) {
         if (shift) add_bias(shift + first, width, to[i]);
         float* value = pixel(i);
-        if (!value || !pictures.apart()) continue;
-        for (int64_t c = 0; c < width; ++c) value[c * pictures.channel_stride] = copied[i][c];
+        if (value && pictures.apart()) pictures.store(copied[i], width, value);
       }
     }
   });

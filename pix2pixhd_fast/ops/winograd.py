@@ -260,6 +260,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: i
     channels: a quarter of those of the definition, 0.36 of them for 4x4 with stride 2.
     """
     x, kernel = to_channels_last(x), weight.shape[2]
+    bias = None if bias is None else bias.contiguous()
     size = ((side + 2 * pad - kernel) // stride + 1 for side in x.shape[2:])
     y = _new_pictures(len(x), len(weight), *size)
     _convolve(_Phases(x, stride), _Phases(weight, stride), _Phases(y), bias, pad // stride, False)
