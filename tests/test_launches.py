@@ -35,6 +35,7 @@ def test_every_op_describes_its_launches():
     cuda = {"instance_boundaries", "instance_mean_pool", "label_conv2d", "label_conv2d_backward"}
     library = {"conv3x3", "conv3x3_input_gradient", "to_channels_last", "to_default_format"}
     alone = {*LAUNCHERS, *cuda, *library}
+    alone |= {"winograd_points_", "winograd_pixels_"}
     for loss in ("feature_matching_loss", "multiscale_gan_loss"):
         alone |= {f"{loss}_forward", f"{loss}_backward"}
     assert names - composed == set(described_ops()) - composed == alone
