@@ -162,7 +162,8 @@ class Pix2PixHD(nn.Module):
     def generate(self, inputs: Inputs) -> Tensor:
         """Run E where features are used and not given, then G.
 
-        Returns [N, output_nc, H, W] in [-1, 1].
+        Returns [N, output_nc, H, W] in [-1, 1], channels_last where it is made of a label map by
+        fused layers.
         """
         scene = inputs.scene
         if self.options.use_features:
@@ -249,7 +250,7 @@ class Pix2PixHD(nn.Module):
         ):
             raise InputError("this model uses instance features: give image to encode, or feat")
         with keep_running_statistics(self), self.autocast():
-            return self.generate(inputs).float()
+            return self.generate(inputs).float().contiguous()
 
 
 def resolve_device(options: Options, device: str | torch.device | None = None) -> torch.device:

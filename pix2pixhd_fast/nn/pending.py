@@ -175,10 +175,9 @@ def enter(input: Tensor | SemanticMap, net: nn.Module) -> Tensor | Scene:
 def in_format_of(like: object, x: Tensor) -> Tensor:
     """x in the default memory format where `like` is a picture in that format, else as it is.
 
-    A label map stands for channels in that format.
+    A label map has no format: what is made of it stays channels_last.
     """
-    plain = like.is_contiguous() if fits_ops(like) else isinstance(like, Scene | SemanticMap)
-    return x.contiguous() if plain and fits_ops(x) else x
+    return x.contiguous() if fits_ops(like) and like.is_contiguous() and fits_ops(x) else x
 
 
 def fits_ops(x: object) -> bool:
