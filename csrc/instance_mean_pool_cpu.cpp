@@ -3,10 +3,12 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
+#include "instance_pool_problem.h"
 #include "instance_runs.h"
 #include "pictures.h"
 
@@ -19,6 +21,9 @@ namespace {
 // Pixels of a chunk, some 50 us; its boundaries do not depend on the number of threads, and neither
 // do the sums.
 constexpr int64_t kPixels = 32768;
+// Of which the runs are found before they are summed: the ids, 16 KiB, stay in the first-level
+// cache.
+constexpr int64_t kPiece = 4096;
 // An instance is summed in kLanePixels lanes of float for each channel, at most kAdditions to each,
 // then in double: its runs, of some 100 pixels, are not folded one by one.
 constexpr int64_t kAdditions = 64;
@@ -28,7 +33,8 @@ inline void rounded(double value, float& to) { to = static_cast<float>(value); }
 inline void rounded(double value, Half& to) { from_float(static_cast<float>(value), to); }
 inline void rounded(double value, BFloat16& to) { from_float(static_cast<float>(value), to); }
 
-// Numbers ids 0, 1, 2, ... in the order in which they come. Open addressing, at most half full.
+// Numbers ids 0, 1, 2, ... in the order in which they come. Open addressing, at most half full;
+// with the ids of a street almost empty, so that the first place is right.
 template <typename Id>
 class Numbers {
  public:
@@ -56,7 +62,7 @@ class Numbers {
   }
 
   void grow() {
-    table_.assign(std::max<size_t>(64, 2 * table_.size()), -1);
+    table_.assign(std::max<size_t>(1024, 2 * table_.size()), -1);
     for (size_t i = 0; i < ids_.size(); ++i) table_[place(ids_[i])] = static_cast<int32_t>(i);
   }
 
@@ -111,22 +117,12 @@ class Summation {
     chunk_.instances.channels = layout.channels;
   }
 
-  // Pixels of one id, from `first` on.
-  void add(Id id, int64_t first, int64_t count) {
-    const int32_t number = chunk_.instances.number_of(id);
-    chunk_.instances.areas[number] += count;
-    chunk_.runs.push_back({static_cast<int32_t>(count), number});
-    if (static_cast<size_t>(number) == additions_.size()) {
-      additions_.push_back(0);
-      lanes_.resize(lanes_.size() + layout_.lanes());
-    }
-    for (const int64_t end = first + count; first < end;) {
-      const int64_t most = (kAdditions - additions_[number]) * kLanePixels;
-      const int64_t now = std::min(end - first, most);
-      add_run(x_ + layout_.offset(first), now, layout_, lanes_of(number));
-      additions_[number] += ceil_div(now, kLanePixels);
-      if (additions_[number] == kAdditions) fold(number);
-      first += now;
+  // The pixels [first, first + count), at most kPiece, of an image with these ids.
+  void add(const Id* ids, int64_t first, int64_t count) {
+    int32_t ends[kPiece];
+    const int64_t runs = run_ends(ids + first, count, ends);
+    for (int64_t i = 0, begin = 0; i < runs; begin = ends[i++]) {
+      add_run_of(ids[first + begin], first + begin, ends[i] - begin);
     }
   }
 
@@ -137,6 +133,24 @@ class Summation {
 
  private:
   using Wide = decltype(widened(T{}));
+
+  void add_run_of(Id id, int64_t first, int64_t count) {
+    const int32_t number = chunk_.instances.number_of(id);
+    chunk_.instances.areas[number] += count;
+    chunk_.runs.push_back({static_cast<int32_t>(count), number});
+    if (static_cast<size_t>(number) == additions_.size()) {
+      additions_.push_back(0);
+      lanes_.resize(lanes_.size() + layout_.lanes());
+    }
+    for (const int64_t end = first + count; first < end;) {
+      const int64_t most = (kAdditions - additions_[number]) * kLanePixels;
+      const int64_t now = std::min(end - first, most);
+      add_run(x_ + layout_.offset(first), now, layout_.pixels - first, layout_, lanes_of(number));
+      additions_[number] += ceil_div(now, kLanePixels);
+      if (additions_[number] == kAdditions) fold(number);
+      first += now;
+    }
+  }
 
   Wide* lanes_of(int32_t number) { return lanes_.data() + number * layout_.lanes(); }
 
@@ -159,6 +173,16 @@ class Summation {
   std::vector<int64_t> additions_;
 };
 
+// Calls body(i) for i < count. Each thread takes the next one when it is done with one: some chunks
+// have many more runs than others.
+template <typename Body>
+void for_each(int64_t count, Body body) {
+  std::atomic<int64_t> next{0};
+  parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
+  });
+}
+
 template <typename Id, typename T>
 struct Pool {
   const Id* ids;      // [images, pixels]
@@ -174,10 +198,7 @@ struct Pool {
     const int64_t end = std::min(layout.pixels, first + kPixels);
     const Id* own = ids + image * layout.pixels;
     Summation<Id, T> summation(features + image * image_size(), layout);
-    for (int64_t p = first, next; p < end; p = next) {
-      next = run_end(own, p, end);
-      summation.add(own[p], p, next - p);
-    }
+    for (int64_t p = first; p < end; p += kPiece) summation.add(own, p, std::min(kPiece, end - p));
     return summation.finish();
   }
 
@@ -216,71 +237,51 @@ struct Pool {
     return means;
   }
 
+  static void check(const std::vector<Id>& ids) {
+    const Id least = *std::min_element(ids.begin(), ids.end());
+    STD_TORCH_CHECK(least >= 0, "instance_mean_pool: ids must be from 0 up, got ", least);
+  }
+
   void run() const {
     std::vector<Chunk<Id>> parts(images * chunks());
-    parallel_for(0, images * chunks(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        parts[i] = sum(i / chunks(), i % chunks() * kPixels);
-      }
-    });
+    for_each(images * chunks(),
+             [&](int64_t i) { parts[i] = sum(i / chunks(), i % chunks() * kPixels); });
     for (int64_t image = 0; image < images; ++image) {
       Sums<Id> whole{layout.channels, {}, {}, {}};
       const Chunk<Id>* own = parts.data() + image * chunks();
       for (int64_t i = 0; i < chunks(); ++i) whole.add(own[i].instances);
+      check(whole.numbers.ids());
       const std::vector<T> means = means_of(whole);
-      parallel_for(0, chunks(), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          fill(own[i], image, i * kPixels, whole.numbers, means);
-        }
-      });
+      for_each(chunks(),
+               [&](int64_t i) { fill(own[i], image, i * kPixels, whole.numbers, means); });
     }
   }
 };
 
 template <typename T>
-void pool(const Tensor& features, const Tensor& ids, Tensor& pooled, bool last) {
+void pool(const PoolProblem& given, Tensor& pooled) {
+  const Tensor& x = given.features;
   const auto run = [&]<typename Id>(Id) {
-    Pool<Id, T>{static_cast<const Id*>(ids.const_data_ptr()),
-                static_cast<const T*>(features.const_data_ptr()),
+    Pool<Id, T>{static_cast<const Id*>(given.ids.const_data_ptr()),
+                static_cast<const T*>(x.const_data_ptr()),
                 static_cast<T*>(pooled.mutable_data_ptr()),
-                features.size(0),
-                {features.size(1), features.size(2) * features.size(3), last}}
+                x.size(0),
+                {x.size(1), x.size(2) * x.size(3), given.last}}
         .run();
   };
-  if (ids.scalar_type() == ScalarType::Int) return run(int32_t{});
+  if (given.ids.scalar_type() == ScalarType::Int) return run(int32_t{});
   run(int64_t{});
 }
 
-// Dense in that format and not in the default one.
-bool is_channels_last(const Tensor& x) {
-  int64_t stride = 1;
-  for (const int64_t dim : {1, 3, 2, 0}) {
-    if (x.size(dim) > 1 && x.stride(dim) != stride) return false;
-    stride *= x.size(dim);
-  }
-  return !x.is_contiguous();
-}
-
-Tensor instance_mean_pool_cpu(const Tensor& given, const Tensor& given_ids) {
-  const ScalarType type = given.scalar_type(), id_type = given_ids.scalar_type();
-  STD_TORCH_CHECK(given.dim() == 4 && given_ids.dim() == 4 && given_ids.size(1) == 1 &&
-                      given_ids.size(0) == given.size(0) && given_ids.size(2) == given.size(2) &&
-                      given_ids.size(3) == given.size(3),
-                  "instance_mean_pool: ids must be [N, 1, H, W] of features [N, C, H, W]");
-  STD_TORCH_CHECK(id_type == ScalarType::Int || id_type == ScalarType::Long,
-                  "instance_mean_pool: ids must be int32 or int64");
-  const bool last = is_channels_last(given);
-  const MemoryFormat format = last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  const Tensor features = torch::stable::contiguous(given, format);
-  const Tensor ids = torch::stable::contiguous(given_ids);
+Tensor instance_mean_pool_cpu(const Tensor& features, const Tensor& ids) {
+  const PoolProblem given(features, ids);
   // No huge pages: of 24 MiB a few are missing at times, and the system takes 20 ms to make them.
-  Tensor pooled = torch::stable::empty(features.sizes(), features.scalar_type(), std::nullopt,
-                                       std::nullopt, std::nullopt, format);
-  if (features.numel() == 0) return pooled;
-  if (type == ScalarType::Double) {
-    pool<double>(features, ids, pooled, last);
+  Tensor pooled = torch::stable::empty_like(given.features);
+  if (pooled.numel() == 0) return pooled;
+  if (features.scalar_type() == ScalarType::Double) {
+    pool<double>(given, pooled);
   } else {
-    with_type(features, [&]<typename T>() { pool<T>(features, ids, pooled, last); });
+    with_type(features, [&]<typename T>() { pool<T>(given, pooled); });
   }
   return pooled;
 }

@@ -145,10 +145,12 @@ __device__ inline void gather(const LabelConv& conv, const Level& level, const T
   }
 }
 
-// Adds `addend`, where there is one, rounds to T and writes; sum becomes what was written.
+// Adds `addend`, where there is one, activates, rounds to T and writes; sum becomes what was
+// written. below: what values below zero are multiplied by, 1 without an activation.
 // `kAligned`: channels are whole vectors that lie on 16 bytes; else `count` of them exist.
 template <bool kAligned, typename T>
-__device__ inline void finish(const T* addend, T* y, int count, float (&sum)[Vector<T>::kWidth]) {
+__device__ inline void finish(const T* addend, float below, T* y, int count,
+                              float (&sum)[Vector<T>::kWidth]) {
   constexpr int kWidth = Vector<T>::kWidth;
   Vector<T> vector;
   if (addend != nullptr) {
@@ -164,7 +166,9 @@ __device__ inline void finish(const T* addend, T* y, int count, float (&sum)[Vec
   }
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
-    round_to(sum[i], vector.at[i]);
+    // The comparison lets a NaN through, and -inf becomes 0 where `below` is 0.
+    const float activated = below == 0.0f ? 0.0f : sum[i] * below;
+    round_to(sum[i] <= 0.0f ? activated : sum[i], vector.at[i]);
     sum[i] = to_float(vector.at[i]);
     if (!kAligned && i < count) {
       y[i] = vector.at[i];
@@ -226,11 +230,12 @@ __device__ inline void write_moments(const Moments<kWidth>& moments, int pixels,
 }
 
 // A block for each tile of a picture, blockIdx.y: the picture. lanes: threads of a pixel, a power
-// of two up to 32. addend: null for none; parts: [N, tiles, 2, K], null for no statistics.
+// of two up to 32. addend: null for none; below: as in `finish`; parts: [N, tiles, 2, K], null for
+// no statistics.
 template <bool kAligned, bool kPooled, typename T>
 __global__ void __launch_bounds__(kTileThreads, kBlocksOf80)
     convolve(LabelConv conv, Level level, Tables tables, int lanes, const T* __restrict__ addend,
-             T* __restrict__ y, float* __restrict__ parts) {
+             float below, T* __restrict__ y, float* __restrict__ parts) {
   constexpr int kWidth = Vector<T>::kWidth;
   const int64_t picture = static_cast<int64_t>(blockIdx.y) * conv.height * conv.width;
   unsigned char* memory = dynamic_shared<unsigned char>();
@@ -251,8 +256,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksOf80)
                         sum);
       }
       const int64_t target = tile.result(conv, blockIdx.y, row, column) * conv.channels + k;
-      finish<kAligned>(addend == nullptr ? nullptr : addend + target, y + target, conv.channels - k,
-                       sum);
+      finish<kAligned>(addend == nullptr ? nullptr : addend + target, below, y + target,
+                       conv.channels - k, sum);
       moments.add(sum);
     }
     if (parts != nullptr) {
@@ -307,13 +312,14 @@ __global__ void __launch_bounds__(512)
   }
 }
 
-// For a call that `fits` and is not empty. addend, y: [N, out_height, out_width, K]; parts: [N,
-// tiles, 2, K]; mean, rstd: [N, K]; all three null for no statistics.
+// For a call that `fits` and is not empty. addend, y: [N, out_height, out_width, K]; below: as in
+// `finish`; parts: [N, tiles, 2, K]; mean, rstd: [N, K]; all three null for no statistics.
 template <typename T>
 [[nodiscard]] cudaError_t launch_label_conv2d(const LabelConv& conv, const Level& level,
                                               const Weights<T>& weights, const T* addend,
-                                              const Tables& tables, float* parts, float eps, T* y,
-                                              float* mean, float* rstd, cudaStream_t stream) {
+                                              const Tables& tables, float below, float* parts,
+                                              float eps, T* y, float* mean, float* rstd,
+                                              cudaStream_t stream) {
   cudaError_t error = launch_pool_codes(conv, level, stream);
   if (error != cudaSuccess) {
     return error;
@@ -337,7 +343,7 @@ template <typename T>
   const size_t moments =
       parts == nullptr ? 0 : 2 * kTileThreads * Vector<T>::kWidth * sizeof(float);
   error = launch(kernel, grid, dim3(kTileThreads), Tile::bytes(conv) + moments, stream, conv, level,
-                 tables, lanes, addend, y, parts);
+                 tables, lanes, addend, below, y, parts);
   if (error != cudaSuccess || parts == nullptr) {
     return error;
   }

@@ -4,6 +4,7 @@
 #include <string>
 #include <tuple>
 
+#include "activations.h"
 #include "chunk_statistics.h"
 #include "label_cells.h"
 #include "label_problem.h"
@@ -86,6 +87,13 @@ void fill(const float* row, int64_t pitch, int64_t count, float* to) {
   }
 }
 
+PIX2PIXHD_FAST_SIMD
+void activate_tile(Act act, float slope, int64_t count, float* values) {
+  with_act(act, [=]<Act a>() __attribute__((always_inline)) {
+    for (int64_t i = 0; i < count; ++i) values[i] = activate<a>(values[i], slope);
+  });
+}
+
 // What each code adds at each tap, and what a window of one code gives.
 struct Tables {
   int64_t pitch;
@@ -144,6 +152,8 @@ struct Convolution {
   const ChunkStatistics<T>& statistics;
   const T* addend;  // [images, pixels, channels], or none
   T* y;
+  Act act;
+  float slope;
   bool with_statistics;
 
   void run() const {
@@ -181,6 +191,7 @@ struct Convolution {
       }
     }
     if (addend) add_tile(addend + offset, count * channels, values);
+    if (act != Act::none) activate_tile(act, slope, count * channels, values);
     if (!in_place) write_tile(values, count * channels, y + offset);
     return y + offset;
   }
@@ -201,8 +212,8 @@ struct Convolution {
 };
 
 void convolve(const LabelProblem& problem, const Tables& tables,
-              const std::optional<Tensor>& addend, std::optional<double> eps, Tensor& y,
-              Tensor& mean, Tensor& rstd) {
+              const std::optional<Tensor>& addend, Act act, double slope, std::optional<double> eps,
+              Tensor& y, Tensor& mean, Tensor& rstd) {
   with_type(y, [&]<typename T>() {
     const ChunkStatistics<T> statistics{{MemoryFormat::ChannelsLast, y},
                                         static_cast<float*>(mean.mutable_data_ptr()),
@@ -214,6 +225,8 @@ void convolve(const LabelProblem& problem, const Tables& tables,
                            statistics,
                            addend ? static_cast<const T*>(addend->const_data_ptr()) : nullptr,
                            static_cast<T*>(y.mutable_data_ptr()),
+                           act,
+                           static_cast<float>(slope),
                            eps.has_value()}
           .run();
     });
@@ -224,7 +237,7 @@ std::tuple<Tensor, Tensor, Tensor> label_conv2d_cpu(
     const Tensor& labels, const std::optional<Tensor>& edges, const Tensor& weight,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& addend, int64_t num_labels,
     int64_t level, int64_t stride, std::string padding, int64_t pad, bool dead_bias,
-    std::optional<double> eps) {
+    std::string act, double slope, std::optional<double> eps) {
   STD_TORCH_CHECK(weight.dim() == 4, "label_conv2d: weight must be [K, channels, kh, kw]");
   const LabelProblem problem(labels, edges, num_labels, weight.size(2), weight.size(3), level,
                              stride, padding, pad);
@@ -247,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor> label_conv2d_cpu(
     add = torch::stable::contiguous(*addend, MemoryFormat::ChannelsLast);
   }
   const Tables tables(problem, weight, dead_bias ? std::nullopt : bias);
-  convolve(problem, tables, add, eps, y, mean, rstd);
+  convolve(problem, tables, add, act_of(act), slope, eps, y, mean, rstd);
   return {y, mean, rstd};
 }
 

@@ -25,6 +25,14 @@ Padding padding_of(const std::string& name) {
   return Padding::kReplicate;
 }
 
+// What values below zero are multiplied by.
+float below_of(const std::string& act, double slope) {
+  if (act == "none") return 1.0f;
+  if (act == "relu") return 0.0f;
+  STD_TORCH_CHECK(act == "leaky_relu", "label_conv2d: act must keep the sign, got ", act);
+  return static_cast<float>(slope);
+}
+
 // Checks what memory safety needs: labels and edges, sizes, padding.
 LabelCall checked_call(const Tensor& labels, const std::optional<Tensor>& edges, int64_t num_labels,
                        int64_t channels, int64_t kernel_height, int64_t kernel_width, int64_t level,
@@ -140,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor> label_conv2d_cuda(
     const Tensor& labels, const std::optional<Tensor>& edges, const Tensor& weight,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& addend, int64_t num_labels,
     int64_t level, int64_t stride, std::string padding, int64_t pad, bool dead_bias,
-    std::optional<double> eps) {
+    std::string act, double slope, std::optional<double> eps) {
   STD_TORCH_CHECK(weight.dim() == 4, "label_conv2d: weight must be [K, labels (+ 1), kh, kw]");
   const LabelCall call = checked_call(labels, edges, num_labels, weight.size(0), weight.size(2),
                                       weight.size(3), level, stride, padding, pad);
@@ -174,7 +182,7 @@ std::tuple<Tensor, Tensor, Tensor> label_conv2d_cuda(
                              weight.stride(3)};
     STD_CUDA_CHECK(launch_label_conv2d(conv, codes.level, weights, data<T>(added),
                                        Tables{data<float>(rows), data<float>(sums), channels},
-                                       eps ? data<float>(parts) : nullptr,
+                                       below_of(act, slope), eps ? data<float>(parts) : nullptr,
                                        static_cast<float>(eps.value_or(0)), data<T>(y),
                                        data<float>(mean), data<float>(rstd), stream_of(weight)));
   });

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 import triton
 import triton.language as tl
-from pix2pixhd_fast.kernels.blocks import dense, per_channel, program_of
+from pix2pixhd_fast.kernels.blocks import counters, dense, is_last, per_channel, program_of
 from pix2pixhd_fast.kernels.layers import LAYERS
 from pix2pixhd_fast.kernels.norm_act_pad import activate, parameter, sources
 from pix2pixhd_fast.kernels.variants import Variant, launches
@@ -78,6 +78,18 @@ def _normalised(x, minus, x_at, minus_at, m, r, mask):
 
 
 @triton.jit
+def _sum_parts(parts, at, channels, splits, mask, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The sums of `splits` rows of `parts`, which other programs have stored, in their order."""
+    total = tl.zeros([BLOCK_C], tl.float32)
+    for start in range(0, splits, BLOCK_S):
+        s = start + tl.arange(0, BLOCK_S)
+        places = parts + s[:, None] * channels + at[None, :]
+        there = (s < splits)[:, None] & mask[None, :]
+        total += tl.sum(tl.load(places, mask=there, other=0.0, cache_modifier=".cg"), 0)
+    return total
+
+
+@triton.jit
 def _reduce_kernel(
     dy,  # [images, (height + 2 pad) * (width + 2 pad), channels]
     x,  # [images, height, width, channels]
@@ -90,8 +102,10 @@ def _reduce_kernel(
     rstd,
     gamma,  # [groups, channels] or None
     beta,
-    sums,  # [images, splits, channels]: of g = dy through the padding and the activation
-    dots,  # the same: of g * xhat; both divided by the pixels of the image
+    mean_g,  # [images, channels]: of g = dy through the padding and the activation
+    mean_dot,  # the same: of g * xhat
+    parts,  # [2, images, splits, channels]: the sums of each split; None where there is one
+    counters,  # [images * channel blocks], as `is_last` has them
     slope,
     height,
     width,
@@ -100,6 +114,7 @@ def _reduce_kernel(
     pad,
     splits,
     split_pixels,
+    parts_dot,  # where in `parts` those of mean_dot begin
     ACT: tl.constexpr,
     PADDING: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -108,10 +123,12 @@ def _reduce_kernel(
     # A sum over the copies of a pixel is a sum over the padded image: no border is special.
     image, c, split = program_of(splits, channels, BLOCK_C)
     padded_pixels = (height + 2 * pad) * (width + 2 * pad)
-    m = parameter(mean, image * channels + c, c < channels, 0.0)
-    r = parameter(rstd, image * channels + c, c < channels, 1.0)
-    scale = parameter(gamma, image % groups * channels + c, c < channels, 1.0)
-    shift = parameter(beta, image % groups * channels + c, c < channels, 0.0)
+    own = image * channels + c
+    there = c < channels
+    m = parameter(mean, own, there, 0.0)
+    r = parameter(rstd, own, there, 1.0)
+    scale = parameter(gamma, image % groups * channels + c, there, 1.0)
+    shift = parameter(beta, image % groups * channels + c, there, 0.0)
     total = tl.zeros([BLOCK_C], tl.float32)
     dot = tl.zeros([BLOCK_C], tl.float32)
     x += image * x_image
@@ -120,7 +137,7 @@ def _reduce_kernel(
     for start in range(split * split_pixels, last, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         row, column, real = sources(p, height, width, pad, PADDING)
-        mask = (real & (p < last))[:, None] & (c < channels)[None, :]
+        mask = (real & (p < last))[:, None] & there[None, :]
         x_at = (row * x_row + column * channels)[:, None] + c[None, :]
         less_at = image * minus_image + (row * minus_row + column * channels)[:, None] + c[None, :]
         xhat = _normalised(x, minus, x_at, less_at, m, r, mask)
@@ -130,35 +147,19 @@ def _reduce_kernel(
         g = _activate_backward(g, xhat * scale + shift, slope, ACT)
         total += tl.sum(g, 0)
         dot += tl.sum(g * xhat, 0)
-    at = (image * splits + split) * channels + c
-    tl.store(sums + at, total / (height * width), mask=c < channels)
-    tl.store(dots + at, dot / (height * width), mask=c < channels)
-
-
-@triton.jit
-def _combine_kernel(
-    sums,  # [images, splits, channels], of which this takes the sums
-    dots,
-    mean_g,  # [images, channels]
-    mean_dot,
-    channels,
-    splits,
-    BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    image, c, _ = program_of(1, channels, BLOCK_C)
-    sums += image * splits * channels
-    dots += image * splits * channels
-    total = tl.zeros([BLOCK_C], tl.float32)
-    dot = tl.zeros([BLOCK_C], tl.float32)
-    for start in range(0, splits, BLOCK_S):
-        s = start + tl.arange(0, BLOCK_S)
-        mask = (s < splits)[:, None] & (c < channels)[None, :]
-        at = s[:, None] * channels + c[None, :]
-        total += tl.sum(tl.load(sums + at, mask=mask, other=0.0), 0)
-        dot += tl.sum(tl.load(dots + at, mask=mask, other=0.0), 0)
-    tl.store(mean_g + image * channels + c, total, mask=c < channels)
-    tl.store(mean_dot + image * channels + c, dot, mask=c < channels)
+    total, dot = total / (height * width), dot / (height * width)
+    if parts is None:
+        tl.store(mean_g + own, total, mask=there)
+        tl.store(mean_dot + own, dot, mask=there)
+    else:
+        parts += image * splits * channels
+        tl.store(parts + split * channels + c, total, mask=there)
+        tl.store(parts + parts_dot + split * channels + c, dot, mask=there)
+        if is_last(counters + tl.program_id(0) // splits, splits):
+            total = _sum_parts(parts, c, channels, splits, there, BLOCK_P, BLOCK_C)
+            dot = _sum_parts(parts + parts_dot, c, channels, splits, there, BLOCK_P, BLOCK_C)
+            tl.store(mean_g + own, total, mask=there)
+            tl.store(mean_dot + own, dot, mask=there)
 
 
 @triton.jit
@@ -258,18 +259,14 @@ def reduce(
     dy = dy.contiguous(memory_format=plan.layout)
     plan.rows(dy)
     splits, split_pixels = plan.splits(dy.shape[2] * dy.shape[3])
-    sums, dots = (mean_g, mean_dot) if splits == 1 else plan.partial(x, splits)
+    parts = (None, None) if splits == 1 else (plan.partial(x, splits), counters(x))
     with torch.cuda.device_of(x):
         _reduce_kernel[(plan.columns * splits,)](
-            dy, *plan.rows(x), *plan.optional_rows(minus), *dense(mean, rstd, gamma, beta), sums,
-            dots, slope, plan.height, plan.width, plan.channels, plan.groups, pad, splits,
-            split_pixels, ACT=act, PADDING=padding, BLOCK_P=plan.block_p, BLOCK_C=plan.block_c,
+            dy, *plan.rows(x), *plan.optional_rows(minus), *dense(mean, rstd, gamma, beta), mean_g,
+            mean_dot, *parts, slope, plan.height, plan.width, plan.channels, plan.groups, pad,
+            splits, split_pixels, plan.images * splits * plan.channels, ACT=act, PADDING=padding,
+            BLOCK_P=plan.block_p, BLOCK_C=plan.block_c,
         )  # fmt: skip
-        if splits > 1:
-            _combine_kernel[(plan.columns,)](
-                sums, dots, mean_g, mean_dot, plan.channels, splits,
-                BLOCK_S=plan.block_p, BLOCK_C=plan.block_c,
-            )  # fmt: skip
     return mean_g, mean_dot
 
 

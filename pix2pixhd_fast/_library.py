@@ -83,12 +83,13 @@ def library_status() -> dict[str, bool | str | list[str] | None]:
         "built": _loaded,
         "backend": BACKEND,
         "path": str(BINARY) if _loaded else None,
-        "kernels": [name for name in _names if _has_kernel(name, "CPU")],
-        "gpu_kernels": [name for name in _names if _has_kernel(name, "CUDA")],
+        "kernels": [name for name in _names if has_kernel(name, "CPU")],
+        "gpu_kernels": [name for name in _names if has_kernel(name, "CUDA")],
     }
 
 
-def _has_kernel(name: str, key: str) -> bool:
+def has_kernel(name: str, key: str) -> bool:
+    """Whether the op `name` has a kernel, beside its reference, for a dispatch key ("CPU")."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"pix2pixhd_fast::{name}", key)
 
 

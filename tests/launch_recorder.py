@@ -148,7 +148,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def run_kernel(self, run, kernel, args: tuple, kwargs: dict) -> None:
-        tensors = [value for value in args if isinstance(value, Tensor)]
+        tensors = [t for t in args if isinstance(t, Tensor) and not self.is_counter(t)]
         before = [t.clone() for t in tensors]
         run(kernel, *args, **kwargs)
         read = _bytes(t for t in before if not _is_new(t))
@@ -157,6 +157,13 @@ class Recorder(TorchDispatchMode):
         file = kernel.fn.__module__.rpartition(".")[2]
         self.launches.append([f"{file}.{name}", read, written, None])
         self.given += tensors
+
+    def is_counter(self, t: Tensor) -> bool:
+        """Whether t is kept between launches, of which it is no tensor with values."""
+        from pix2pixhd_fast.kernels.blocks import counters
+
+        with _disable_current_modes():
+            return t is counters(t)
 
     def finished(self, own: list[Tensor]) -> list[list]:
         """The launches; the copies before the first of our kernels come one by one."""
@@ -203,8 +210,11 @@ def launched(op: str, arguments: tuple) -> list[list]:
 
 
 def main() -> None:
+    from pix2pixhd_fast.kernels.blocks import counters
+
     from tests import conftest  # noqa: F401  (makes the kernels importable)
 
+    counters(torch.empty(0))  # made once for all launches
     torch.use_deterministic_algorithms(True)
     found = {
         name: {op: launched(op, arguments_of(op, case)) for op in LAUNCHERS}

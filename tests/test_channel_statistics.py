@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 
+from pix2pixhd_fast._library import INTERPRETED
 from pix2pixhd_fast.ops import channel_statistics
 from tests.helpers import assert_close_l2
 from tests.pictures import (
@@ -48,6 +49,27 @@ def test_small_far_from_zero(layout):
         # A unit in the last place is 0.8e-7 of 100; measured: 1.5e-7 (Triton), 0.3e-7 (C++).
         assert_close_l2(mean, x.double().mean((2, 3)), 3e-7, "mean")
         assert_close_l2(rstd, x.double().var((2, 3), correction=0).rsqrt(), 1e-5, "rstd")
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="not under Triton's interpreter")
+@pytest.mark.parametrize("layout", FORMATS)
+def test_small_parts_are_summed_by_whichever_program_is_last(layout):
+    """To the bit, and the next launch finds the counters as it needs them."""
+    from pix2pixhd_fast.kernels.blocks import counters
+
+    from tests.triton_interpreter import shuffled_programs
+
+    x = draw(2, 3, 70, 61, layout=layout)
+    dy = draw(2, 3, 70, 61, layout=layout, seed=1)
+    statistics = channel_statistics(x, 1e-5)
+    rest = (None, None, "relu", 0.2, "none", 0)
+    sums = ops.norm_act_pad_reduce(dy, x, None, *statistics, *rest)
+    for seed in range(3):
+        with shuffled_programs(seed):
+            assert torch.equal(torch.stack(channel_statistics(x, 1e-5)), torch.stack(statistics))
+            again = ops.norm_act_pad_reduce(dy, x, None, *statistics, *rest)
+        assert torch.equal(torch.stack(again), torch.stack(sums))
+        assert not counters(x).any()
 
 
 @needs_cpp

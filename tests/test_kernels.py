@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -12,7 +13,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from pix2pixhd_fast.kernels import channel_statistics, variants
+from pix2pixhd_fast.kernels import channel_statistics, norm_act_pad_backward, variants
 
 from pix2pixhd_fast import InputError, compile_matrix, kernels
 from pix2pixhd_fast.cli.main import main
@@ -22,6 +23,7 @@ from pix2pixhd_fast.compile_matrix.limits import occupancy
 from pix2pixhd_fast.compile_matrix.triton_kernels import triton_units
 from pix2pixhd_fast.compile_matrix.units import Row
 from tests.helpers import ROOT
+from tests.test_norm_act_conv_triton import build
 
 pytestmark = pytest.mark.skipif(
     os.getenv("TRITON_INTERPRET") == "1", reason="under the interpreter nothing is compiled"
@@ -288,6 +290,26 @@ def test_refuses_an_interpreting_triton(monkeypatch):
         triton_units((80,))
 
 
+@pytest.mark.parametrize("module", [channel_statistics, norm_act_pad_backward])
+def test_the_last_program_reads_behind_what_all_have_stored(module, tmp_path, monkeypatch):
+    """In PTX: stores of parts, a barrier, the count, a barrier, loads past the first cache."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    variant = next(v for v in module.variants() if v.types.get("counters") == "*i32")
+    compiled, _ = build(variant, 90)
+    places = (
+        r"bar\.sync|(?:ld|st)\.global(?:\.cg)?|atom\.global\.gpu\.acq_rel\.add|atom|red\.global"
+    )
+    found = re.findall(places, compiled.asm["ptx"])
+    count = found.index("atom.global.gpu.acq_rel.add")
+    before, after = found[:count], found[count + 1 :]
+    assert not {"atom", "red.global"} & set(found) and "atom.global.gpu.acq_rel.add" not in after
+    assert before[-1] == "bar.sync" and before.count("st.global") == 2
+    # The counter is zero again, the parts are read, the sums stored.
+    loads = [i for i, name in enumerate(after) if name.startswith("ld")]
+    assert after[0] == "bar.sync" and after[1] == "st.global" and min(loads) > 1
+    assert {after[i] for i in loads} == {"ld.global.cg"} and after.count("st.global") == 3
+
+
 def test_variants_are_specialised_as_triton_does():
     """Of a launch: 1 becomes a constant, multiples of 16 are known, the rest is 32 or 64 bits."""
     from triton.backends.compiler import BaseBackend
@@ -299,13 +321,13 @@ def test_variants_are_specialised_as_triton_does():
     x = torch.empty(64, device="meta", dtype=torch.bfloat16)
     given = {"pixels": 48, "channels": 1, "splits": 7, "split_pixels": 2**31, "x": x}
     arguments = dict.fromkeys(kernel.arg_names, x) | given
-    arguments |= {"WHOLE": False, "BLOCK_P": 32, "BLOCK_C": 64}
+    arguments |= {"BLOCK_P": 32, "BLOCK_C": 64}
     (variant,) = variants.launches(lambda: kernel[(1,)](**arguments))
     for name, value in given.items():
         type_, known = jit.native_specialize_impl(BaseBackend, value, False, True, True)
         assert variant.types[name] == type_
         assert (name in variant.multiples_of_16) == (known == "D")
-    assert variant.constants == {"channels": 1, "WHOLE": False, "BLOCK_P": 32, "BLOCK_C": 64}
+    assert variant.constants == {"channels": 1, "BLOCK_P": 32, "BLOCK_C": 64}
     with pytest.raises(TypeError, match="_statistics_kernel: pixels is a str"):
         variants.launches(lambda: kernel[(1,)](**arguments | {"pixels": "many"}))
 

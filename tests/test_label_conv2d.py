@@ -12,12 +12,12 @@ from torch import Tensor
 from pix2pixhd_fast import InputError
 from pix2pixhd_fast._library import library_status
 from pix2pixhd_fast.ops import label_conv2d
-from pix2pixhd_fast.ops.label_conv2d import label_conv2d_ref, level_size
+from pix2pixhd_fast.ops.label_conv2d import ACTIVATIONS, label_conv2d_ref, level_size
 from pix2pixhd_fast.semantic import SemanticMap
 from tests.helpers import assert_close_l2
 from tests.pictures import draw, ops, padded
 
-EPS = 1e-5
+EPS, SLOPE = 1e-5, 0.2
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
@@ -42,6 +42,12 @@ class Problem(NamedTuple):
     dense: int = 0
     bias: bool = True
     dead_bias: bool = False
+    act: str = "none"
+
+    @property
+    def below(self) -> float:
+        """The derivative of the activation below zero."""
+        return {"none": 1.0, "relu": 0.0, "leaky_relu": SLOPE}[self.act]
 
     def scene(self, dtype=torch.float32) -> SemanticMap:
         n, h, w = self.shape
@@ -68,11 +74,11 @@ class Problem(NamedTuple):
         return found
 
     def fused(self, scene, weight, bias=None):
-        options = (self.stride, self.padding, self.pad, self.level, self.dead_bias, EPS)
-        return label_conv2d(scene, weight, bias, *options)
+        options = (self.stride, self.padding, self.pad, self.level, self.dead_bias, EPS, self.act)
+        return label_conv2d(scene, weight, bias, *options, SLOPE)
 
     def layers(self, scene, weight, bias=None):
-        """By PyTorch, on one-hot channels in float64."""
+        """By PyTorch, on one-hot channels in float64, before the activation."""
         x = scene.with_dense(None).to_dense(torch.float64)
         for _ in range(self.level):
             x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
@@ -89,7 +95,8 @@ def assert_right(problem: Problem, dtype: torch.dtype) -> None:
         leaves["dense"] = scene.dense.requires_grad_()
     wide = {name: t.detach().double().requires_grad_() for name, t in leaves.items()}
     y, mean, rstd = problem.fused(scene, leaves["weight"], leaves.get("bias"))
-    want = problem.layers(scene.with_dense(wide.get("dense")), wide["weight"], wide.get("bias"))
+    raw = problem.layers(scene.with_dense(wide.get("dense")), wide["weight"], wide.get("bias"))
+    want = torch.where(raw > 0, raw, raw * problem.below)
     tol = TOLERANCES.get(dtype, 1e-9)
     assert (y.dtype, y.is_contiguous(memory_format=torch.channels_last)) == (dtype, True)
     assert_close_l2(y, want, tol, "y")
@@ -99,7 +106,9 @@ def assert_right(problem: Problem, dtype: torch.dtype) -> None:
     assert not mean.requires_grad and not rstd.requires_grad
     dy = draw(*y.shape, dtype, seed=2)
     found = torch.autograd.grad(y, list(leaves.values()), dy)
-    right = torch.autograd.grad(want, list(wide.values()), dy.double(), allow_unused=True)
+    # Rounding may take a value across zero, where the derivative jumps: the sign is that of y.
+    before = dy.double() * torch.where(y > 0, 1.0, problem.below)
+    right = torch.autograd.grad(raw, list(wide.values()), before, allow_unused=True)
     for name, mine, exact in zip(leaves, found, right, strict=True):
         assert (mine.dtype, mine.shape) == (dtype, leaves[name].shape)
         if exact is None:
@@ -111,7 +120,7 @@ def assert_right(problem: Problem, dtype: torch.dtype) -> None:
 SMALL = [
     Problem((1, 1, 1), padding="zero", blocks=1),
     Problem((1, 4, 4), kernel=7, pad=3, blocks=2),
-    Problem((2, 9, 8), kernel=4, stride=2, padding="zero", pad=2, dense=3),
+    Problem((2, 9, 8), kernel=4, stride=2, padding="zero", pad=2, dense=3, act="leaky_relu"),
     Problem((1, 12, 13), kernel=4, stride=2, padding="zero", pad=2, level=1, dense=3),
     Problem((1, 29, 23), kernel=7, pad=3, level=2, with_edges=False, dead_bias=True),
 ]
@@ -148,6 +157,7 @@ def problems(draw_one):
         draw_one(st.booleans()),
         draw_one(st.sampled_from([0, 0, 3])),
         *draw_one(st.sampled_from([(True, False), (False, False), (True, True)])),
+        draw_one(st.sampled_from(ACTIVATIONS)),
     )
 
 
@@ -169,7 +179,8 @@ def arguments(problem: Problem, dtype=torch.float32, eps=EPS) -> tuple:
     scene, tensors = problem.scene(), problem.tensors(dtype)
     options = (problem.level, problem.stride, problem.padding, problem.pad, problem.dead_bias)
     tensors = (tensors["weight"], tensors.get("bias"), None)
-    return (scene.labels, scene.edges, *tensors, problem.num_labels, *options, eps)
+    rest = (*options, problem.act, SLOPE, eps)
+    return (scene.labels, scene.edges, *tensors, problem.num_labels, *rest)
 
 
 LARGE = Problem((1, 150, 301), 35, 32, 7, 1, "reflect", 3, 0, 37)
@@ -297,6 +308,8 @@ WEIGHT = torch.zeros(3, 2, 3, 3)
         (SCENE, WEIGHT, {"bias": torch.zeros(2)}, r"bias must be \[3\], got \[2\]"),
         (SCENE, WEIGHT, {"bias": torch.zeros(3).half()}, "bias must have the dtype of weight"),
         (SCENE, WEIGHT, {"stride": 0}, "stride must be at least 1, got 0"),
+        (SCENE, WEIGHT, {"act": "tanh"}, "act must be one of none, relu, leaky_relu, .*'tanh'"),
+        (SCENE, WEIGHT, {"act": "leaky_relu", "slope": -1.0}, "slope of at least 0, got .* -1.0"),
         (SCENE, WEIGHT, {"level": 3}, "level must be 0, 1 or 2, got 3"),
         (SCENE, WEIGHT, {"level": 1}, "weight must be no larger than the padded picture, 2 x 3"),
         (SCENE, WEIGHT, {"padding": "reflect", "pad": 4}, "pad must be less than both sides"),

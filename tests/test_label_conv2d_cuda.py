@@ -19,8 +19,9 @@ from tests.cuda_on_cpu import HERE, SEEDS, DeviceError, Output, device_program
 from tests.helpers import ROOT, assert_close_l2
 
 OPS = torch.ops.pix2pixhd_fast
-EPS = 1e-5
+EPS, SLOPE = 1e-5, 0.2
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+BELOW = {"none": 1.0, "relu": 0.0, "leaky_relu": SLOPE}
 PADDINGS = ("none", "zero", "reflect", "replicate")
 
 
@@ -41,6 +42,7 @@ class Problem(NamedTuple):
     with_edges: bool = True
     wide: bool = False
     dtype: torch.dtype = torch.float32
+    act: str = "none"
 
     @property
     def inputs(self) -> int:
@@ -141,8 +143,8 @@ def convolve(problem: Problem, seed: int, addend: Tensor | None, bias: Tensor | 
     run(
         "convolve", problem, labels, 0 if edges is None else edges, weight,
         0 if bias is None else bias, 0 if addend is None else last(addend), *in_part(pooled),
-        Output(rows), Output(sums), Output(parts), EPS, Output(y), Output(mean), Output(rstd),
-        seed=seed,
+        Output(rows), Output(sums), BELOW[problem.act], Output(parts), EPS, Output(y),
+        Output(mean), Output(rstd), seed=seed,
     )  # fmt: skip
     weight, y = weight.permute(3, 1, 0, 2), y.permute(0, 3, 1, 2)
     return Forward(weight, y, mean, rstd, [*pooled, rows, sums, parts])
@@ -153,9 +155,8 @@ def assert_forward(problem: Problem, seed: int, with_addend: bool = True) -> Non
     bias = problem.draw(problem.k, seed=3) if with_addend else None
     weight, y, mean, rstd, _ = convolve(problem, seed, addend, bias)
     wide = (None if t is None else t.double() for t in (weight, bias, addend))
-    want = label_conv2d_ref(
-        *problem.map(), *wide, problem.num_labels, *problem.options, False, None
-    )[0]
+    rest = (problem.num_labels, *problem.options, False, problem.act, SLOPE)
+    want = label_conv2d_ref(*problem.map(), *wide, *rest, None)[0]
     assert_close_l2(y, want, TOLERANCES[problem.dtype], "y")
     y = y.double()
     deviation = (y.var((2, 3), correction=0) + EPS).sqrt()
@@ -201,7 +202,7 @@ PROBLEMS = [
     Problem((1, 1, 1), 1, 1, (1, 1), pad=0),
     Problem((2, 20, 35), 35, 32, **STEM, blocks=17),
     Problem((1, 20, 35), 3, 5, **STEM, blocks=11, dtype=torch.bfloat16),
-    Problem((1, 19, 70), 4, 64, **D_STEM, blocks=14, dtype=torch.float16),
+    Problem((1, 19, 70), 4, 64, **D_STEM, blocks=14, dtype=torch.float16, act="leaky_relu"),
     Problem((1, 30, 41), 6, 12, **STEM, level=1, blocks=13, wide=True),
     Problem((2, 33, 28), 20, 8, **D_STEM, level=2, blocks=1, dtype=torch.bfloat16),
     Problem((1, 40, 90), 3, 4, padding="replicate", pad=4, level=2, blocks=30, with_edges=False),
@@ -238,6 +239,7 @@ def problems(draw):
         draw(st.booleans()),
         draw(st.booleans()),
         draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16])),
+        draw(st.sampled_from(sorted(BELOW))),
     )
 
 
@@ -284,9 +286,9 @@ def test_cuda_code_of_more_inputs_than_shared_memory_holds(level):
 )  # fmt: skip
 def test_cuda_code_refuses_what_it_has_no_room_for(sizes):
     problem = Problem(**{"shape": (1, 100, 100), "pad": 0} | sizes)
-    for name, count in (("convolve", 14), ("backward", 12)):
+    for name, count, floats in (("convolve", 15, (9, 11)), ("backward", 12, ())):
         with pytest.raises(DeviceError, match="cudaError_t 1$"):
-            given = [EPS if name == "convolve" and i == 10 else 0 for i in range(count)]
+            given = [EPS if i in floats else 0 for i in range(count)]
             run(name, problem, *given, seed=0)
 
 
@@ -328,7 +330,8 @@ def test_launches_are_described(problem):
     moved = [([done.weight], [rows, sums]),
              ([*(pooled or map_), rows, sums, addend], [done.y, parts]),
              ([parts], [done.mean, done.rstd])]  # fmt: skip
-    arguments = (*map_, done.weight, None, addend, problem.num_labels, *problem.options, False, EPS)
+    arguments = (*map_, done.weight, None, addend, problem.num_labels, *problem.options, False)
+    arguments = (*arguments, problem.act, SLOPE, EPS)
     assert_described("label_conv2d", arguments, done[1:4], problem, done.scratch, moved)
 
     *gradients, scratch = backward(problem, 0, dy)
@@ -347,12 +350,13 @@ def test_descriptions_of_copies_and_of_nothing():
     addend = problem.picture(2).contiguous()
     weight = problem.draw(problem.k, problem.inputs, *problem.kernel)
     arguments = (labels, edges, weight, None, addend, problem.num_labels, *problem.options)
+    arguments = (*arguments, False, "none", SLOPE, None)
     result = (addend, torch.empty(0), torch.empty(0))
-    found = launches_of(OPS.label_conv2d.default, (*arguments, False, None), {}, result)
+    found = launches_of(OPS.label_conv2d.default, arguments, {}, result)
     assert [x.name for x in found[:3]] == ["aten::clone"] * 3 and len(found) == 5
     assert found[2].scratch == labels.nbytes + edges.nbytes + addend.nbytes < found[3].scratch
     none = (addend[:0], *result[1:])
-    assert launches_of(OPS.label_conv2d.default, (*arguments, False, None), {}, none) == []
+    assert launches_of(OPS.label_conv2d.default, arguments, {}, none) == []
 
 
 @pytest.mark.gpu
@@ -370,9 +374,10 @@ def test_cuda_kernel_on_a_device(problem, dtype):
     def on_device(*tensors):
         return [None if t is None else t.cuda() for t in tensors]
 
-    y, mean, rstd = op(*on_device(*map_, weight, bias, addend), *rest, False, EPS)
+    rest = (*rest, False, problem.act, SLOPE)
+    y, mean, rstd = op(*on_device(*map_, weight, bias, addend), *rest, EPS)
     wide = (t.double() for t in (weight, bias, addend))
-    want = label_conv2d_ref(*map_, *wide, *rest, False, None)[0]
+    want = label_conv2d_ref(*map_, *wide, *rest, None)[0]
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert_close_l2(y, want, TOLERANCES[dtype], "y")
     y = y.double()

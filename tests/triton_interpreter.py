@@ -1,10 +1,18 @@
-"""Triton's interpreter holds bfloat16 as raw 16-bit integers, and multiplies these in tl.dot."""
+"""Triton's interpreter: products of bfloat16, and programs in another order."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 
 
 def multiply_bf16() -> None:
-    """Make tl.dot widen bfloat16 in this process; other dtypes are as before."""
+    """Make tl.dot widen bfloat16 in this process; other dtypes are as before.
+
+    The interpreter holds it as raw 16-bit integers, and multiplies these.
+    """
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -20,3 +28,19 @@ def multiply_bf16() -> None:
         return plain(self, widened(a), widened(b), *rest)
 
     InterpreterBuilder.create_dot = create_dot
+
+
+@contextmanager
+def shuffled_programs(seed: int) -> Iterator[None]:
+    """In the block, the programs of every launch run in an order that is drawn from `seed`."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    place = InterpreterBuilder.set_grid_idx
+
+    def shuffled(self, x, y, z):
+        order = list(range(self.grid_dim[0]))
+        random.Random(seed).shuffle(order)
+        place(self, order[x], y, z)
+
+    with mock.patch.object(InterpreterBuilder, "set_grid_idx", shuffled):
+        yield

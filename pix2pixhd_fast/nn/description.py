@@ -15,9 +15,9 @@ def describe_plan(net: nn.Module) -> str:
     One line for each step: its number, the children that it stands for, what it does in order
     ("reflect 3 | conv 7x7 36->32 | statistics"), and behind "then" what is left to the step that
     reads it. "label_conv2d of a SemanticMap" stands where a step reads the input of a network: what
-    runs where that is a label map. Children that run as ordinary modules say why. The branch of a
-    residual block that runs as one op is part of the block's line and not listed again. Raises
-    `InputError` for what is no module.
+    runs where that is a label map; an activation without a norm before it is then done, not left.
+    Children that run as ordinary modules say why. The branch of a residual block that runs as one
+    op is part of the block's line and not listed again. Raises `InputError` for what is no module.
     """
     if not isinstance(net, nn.Module):
         raise InputError(f"net must be an nn.Module, got {type(net).__name__}")

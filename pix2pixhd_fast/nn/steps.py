@@ -14,7 +14,7 @@ from pix2pixhd_fast.nn.pending import (
     fits_ops,
     materialise,
 )
-from pix2pixhd_fast.ops.label_conv2d import label_conv2d
+from pix2pixhd_fast.ops.label_conv2d import keeps_sign, label_conv2d
 from pix2pixhd_fast.ops.norm_act_conv import Conv, norm_act_conv
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
 
@@ -50,7 +50,7 @@ class ConvStep(NamedTuple):
     def compute(self, p: Pending, conv: Conv) -> Pending:
         """The ops on p, a label map or a tensor that they know, by the weights of `conv`."""
         if isinstance(p.x, Scene):
-            return self._left(*self._of_labels(p.x, conv))
+            return self._of_labels(p.x, conv)
         y, mean, rstd = norm_act_conv(
             inner(p.x, p.border),
             p.norm,
@@ -92,8 +92,11 @@ class ConvStep(NamedTuple):
         """Whether the norm takes away again what a bias would add (`ops.norm_act_conv.Conv`)."""
         return isinstance(self.norm, nn.InstanceNorm2d)
 
-    def _of_labels(self, scene: Scene, conv: Conv) -> tuple[Tensor, Tensor, Tensor]:
-        return label_conv2d(
+    def _of_labels(self, scene: Scene, conv: Conv) -> Pending:
+        """Without a norm it writes act(y): each of its readers would have to activate y again."""
+        act, slope = activation(self.act)
+        writes_act = self.norm is None and keeps_sign(act, slope)
+        y, mean, rstd = label_conv2d(
             scene.map,
             conv.weight,
             conv.bias,
@@ -103,7 +106,10 @@ class ConvStep(NamedTuple):
             scene.level,
             conv.dead_bias,
             statistics_eps(self.norm),
+            act if writes_act else "none",
+            slope,
         )
+        return Pending(y, kept=act != "none") if writes_act else self._left(y, mean, rstd)
 
     def _left(self, y: Tensor, mean: Tensor, rstd: Tensor) -> Pending:
         """What is pending behind the convolution that wrote y."""

@@ -129,16 +129,13 @@ class Plan:
         return copies_of(copied)
 
     def sum_launches(
-        self, name: str, combine: str, copies: list[Launch], pixels: int, read: int, result: tuple
+        self, name: str, copies: list[Launch], pixels: int, read: int, result: tuple
     ) -> list[Launch]:
-        """The launches of a sum over so many pixels: of the copies, the parts and their sum."""
+        """The launches of a sum over so many pixels: the copies, and the parts with their sum."""
         splits, _ = self.splits(pixels)
-        scratch, sums = scratch_of(copies), bytes_of(*result)
-        if splits == 1:
-            return [*copies, Launch(name, read, sums, scratch=scratch)]
-        parts = math.prod(self.partial_shape(splits)) * torch.float32.itemsize
-        first = Launch(name, read, parts, scratch=scratch + parts)
-        return [*copies, first, Launch(combine, parts, sums, scratch=scratch + parts)]
+        parts = 0 if splits == 1 else math.prod(self.partial_shape(splits)) * torch.float32.itemsize
+        written, scratch = parts + bytes_of(*result), scratch_of(copies) + parts
+        return [*copies, Launch(name, read, written, scratch=scratch)]
 
 
 def _parts(count: int, size: int) -> int:

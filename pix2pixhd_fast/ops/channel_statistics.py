@@ -33,8 +33,8 @@ def _launches(x: Tensor, eps: float, result: tuple[Tensor, Tensor]) -> list[Laun
     if x.numel() == 0:
         return []
     plan = Plan(x, *x.shape[2:], sums=True)
-    names = ("channel_statistics.statistics", "channel_statistics.combine_statistics")
-    return plan.sum_launches(*names, plan.copies([x]), plan.pixels, bytes_of(x), result)
+    name = "channel_statistics.statistics"
+    return plan.sum_launches(name, plan.copies([x]), plan.pixels, bytes_of(x), result)
 
 
 define(

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pix2pixhd_fast._launches import Launch, bytes_of, register_launches
 from pix2pixhd_fast._library import define, register_cpu
+from pix2pixhd_fast.ops import winograd
 from pix2pixhd_fast.ops.memory_format import to_channels_last
 
 aten = torch.ops.aten
@@ -23,6 +24,8 @@ def conv3x3_input_gradient_ref(dy: Tensor, weight: Tensor) -> Tensor:
 
 
 def _conv3x3_cpu(x: Tensor, weight: Tensor) -> Tensor:
+    if winograd.suits(x, weight, 1, 1, False):
+        return winograd.convolve(x, weight, None, 1, 1)
     return to_channels_last(F.conv2d(x, weight, None, 1, 1))
 
 
@@ -32,6 +35,8 @@ def _conv3x3_input_gradient_cpu(dy: Tensor, weight: Tensor) -> Tensor:
     Measured on one core (AVX-512, noisy), ms, so and by aten::convolution_backward, 128 -> 256
     channels, 64x128: float32 177, 195; bfloat16 728, 5798.
     """
+    if winograd.suits_gradients(dy, weight, 1, 1, False):
+        return winograd.input_gradient(dy, dy.shape[2:], weight, 1, 1)
     return _conv3x3_cpu(dy, weight.flip(2, 3).transpose(0, 1))
 
 

@@ -5,17 +5,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pix2pixhd_fast._launches import register_launches
-from pix2pixhd_fast._library import define
+from pix2pixhd_fast._library import define, kernel
 from pix2pixhd_fast.errors import InputError
 from pix2pixhd_fast.ops import label_launches
 from pix2pixhd_fast.ops.channel_statistics import channel_statistics, wide
 from pix2pixhd_fast.ops.norm_act_conv import Conv, autocast_weight, norm_act_conv
 from pix2pixhd_fast.ops.norm_act_pad import DTYPES, Norm, check_padding
-from pix2pixhd_fast.ops.norm_act_pad_kernels import MODES, no_second_derivative
+from pix2pixhd_fast.ops.norm_act_pad_kernels import MODES, activated, no_second_derivative
 from pix2pixhd_fast.ops.wanted import wanted_gradients
 from pix2pixhd_fast.semantic import SemanticMap, semantic_channels
 
 LEVELS = (0, 1, 2)
+# Activations after which the sign is still that of what went in: their derivative follows from it.
+ACTIVATIONS = ("none", "relu", "leaky_relu")
 
 
 def label_conv2d(
@@ -28,21 +30,23 @@ def label_conv2d(
     level: int = 0,
     dead_bias: bool = False,
     eps: float | None = None,
+    act: str = "none",
+    slope: float = 0.2,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute y = conv(pad(pool(scene))) and, where `eps` is given, the statistics of y.
+    """Compute y = act(conv(pad(pool(scene)))) and, where `eps` is given, the statistics of y.
 
     In this order, summed in float32: the channels of `scene`, averaged `level` times (0, 1 or 2;
     3x3, stride 2, padding 1, `count_include_pad=False`: sides are halved and rounded up); the
     padding, as in `norm_act_pad`; the convolution by `weight` [K, scene.num_channels, kh, kw] with
-    `stride`; `bias` [K], unless it is `dead_bias` (as in `norm_act_conv`); rounding. The one-hot
-    channels are never written.
+    `stride`; `bias` [K], unless it is `dead_bias` (as in `norm_act_conv`); `act`: "none", "relu" or
+    "leaky_relu", whose `slope` is at least 0; rounding. The one-hot channels are never written.
 
-    The dense channels of `scene` are convolved as in `norm_act_conv` and added. They are not
-    averaged: at a level above 0 they have its size already, else `InputError`.
+    The dense channels of `scene` are convolved as in `norm_act_conv` and added before `act`. They
+    are not averaged: at a level above 0 they have its size already, else `InputError`.
 
     weight, bias and dense: one dtype, float32, float16, bfloat16 or float64 (by the reference);
     under autocast they are converted to its dtype first. Gradients go to them; there is no second
-    derivative. Nothing of the size of y is saved.
+    derivative. Of the size of y, nothing is saved but y itself where there is an activation.
 
     Returns y [N, K, H', W'], channels_last, dtype of weight; mean and rstd = 1 / sqrt(variance +
     eps) of y over its pixels, [N, K] float32 (float64 for float64) without gradient, empty where
@@ -52,6 +56,11 @@ def label_conv2d(
     weight, bias, dense = autocast_weight(weight, bias, scene.dense)
     _check(scene.with_dense(dense), weight, bias)
     _check_sizes(scene.with_dense(dense), weight, stride, padding, pad, level)
+    if not keeps_sign(act, slope):
+        raise InputError(
+            f"act must be one of {', '.join(ACTIVATIONS)}, with a slope of at least 0, "
+            f"got {act!r} and {slope}"
+        )
     addend = None
     if dense is not None:
         own = Conv(weight[:, scene.num_semantic :], None, stride)
@@ -61,8 +70,13 @@ def label_conv2d(
     op = label_conv2d_ref if exact else torch.ops.pix2pixhd_fast.label_conv2d
     return op(
         scene.labels, scene.edges, weight[:, : scene.num_semantic], bias, addend,
-        scene.num_labels, level, stride, padding, pad, dead_bias, eps,
+        scene.num_labels, level, stride, padding, pad, dead_bias, act, slope, eps,
     )  # fmt: skip
+
+
+def keeps_sign(act: str, slope: float) -> bool:
+    """Whether `label_conv2d` has the activation."""
+    return act in ACTIVATIONS and (act != "leaky_relu" or slope >= 0)
 
 
 def level_size(size: tuple[int, int], level: int) -> tuple[int, int]:
@@ -143,6 +157,8 @@ def label_conv2d_ref(
     padding: str,
     pad: int,
     dead_bias: bool,
+    act: str,
+    slope: float,
     eps: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     weights = wide(weight)
@@ -153,6 +169,7 @@ def label_conv2d_ref(
         y = y + (wide(bias) * (not dead_bias))[:, None, None]
     if addend is not None:
         y = y + wide(addend)
+    y = activated(y, act, slope)
     rounded = torch.empty_like(y, dtype=weight.dtype, memory_format=torch.channels_last).copy_(y)
     if eps is not None:
         return rounded, *channel_statistics(rounded, eps)
@@ -182,35 +199,45 @@ def label_conv2d_backward_ref(
     return dweight.contiguous().to(dtype), found.sum((0, 2, 3)).to(dtype)
 
 
+def before_activation(dy: Tensor, y: Tensor, act: str, slope: float) -> Tensor:
+    """dy * act', the gradient of what became y by an activation that `label_conv2d` has."""
+    return kernel("norm_act_pad_backward", dy, y, *(None,) * 7, act, slope, "none", 0)
+
+
 def _setup_context(ctx, inputs, output):
-    labels, edges, weight, bias, _, num_labels, *options, ctx.dead_bias, _ = inputs
+    labels, edges, weight, ctx.bias, _, num_labels, *options, ctx.dead_bias, act, slope, _ = inputs
     ctx.options = (num_labels, *weight.shape[2:], *options)
-    ctx.bias = bias
+    ctx.act, ctx.slope = act, slope
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(labels, edges)
+    ctx.save_for_backward(labels, edges, None if act == "none" else output[0])
 
 
 def _backward(ctx, dy, *_):
     dweight = dbias = None
     needs_weight, needs_bias, needs_addend = wanted_gradients(ctx)[2:5]
-    if dy is not None and (needs_weight or (needs_bias and not ctx.dead_bias)):
+    needs_own = needs_weight or (needs_bias and not ctx.dead_bias)
+    labels, edges, y = ctx.saved_tensors
+    if dy is not None and y is not None and (needs_own or needs_addend):
+        dy = before_activation(dy, y, ctx.act, ctx.slope)
+    if dy is not None and needs_own:
         dweight, dbias = torch.ops.pix2pixhd_fast.label_conv2d_backward(
-            dy, *ctx.saved_tensors, *ctx.options
+            dy, labels, edges, *ctx.options
         )
     if dy is not None and needs_bias and ctx.dead_bias:
         dbias = torch.zeros_like(ctx.bias)
     found = (dweight, dbias, dy)
     needs = (needs_weight, needs_bias, needs_addend)
     kept = (t if needed else None for t, needed in zip(found, needs, strict=True))
-    return None, None, *kept, *(None,) * 7
+    return None, None, *kept, *(None,) * 9
 
 
 PICTURE = "int level, int stride, str padding, int pad"
 define(
     "label_conv2d",
     "(Tensor labels, Tensor? edges, Tensor weight, Tensor? bias, Tensor? addend, int num_labels,"
-    f" {PICTURE}, bool dead_bias, float? eps) -> (Tensor y, Tensor mean, Tensor rstd)",
+    f" {PICTURE}, bool dead_bias, str act, float slope, float? eps)"
+    " -> (Tensor y, Tensor mean, Tensor rstd)",
     label_conv2d_ref,
 )
 define(

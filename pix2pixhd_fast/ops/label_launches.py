@@ -19,8 +19,8 @@ LEVEL_WINDOW = (0, 9, 49)  # pixels of the map that one of a level is the averag
 
 
 def forward(
-    labels, edges, weight, bias, addend, num_labels, level, stride, padding, pad, dead_bias, eps,
-    result,
+    labels, edges, weight, bias, addend, num_labels, level, stride, padding, pad, dead_bias,
+    act, slope, eps, result,
 ) -> list[Launch]:  # fmt: skip
     y, mean, rstd = result
     if y.numel() == 0:

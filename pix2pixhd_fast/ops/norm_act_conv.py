@@ -9,6 +9,7 @@ from torch import Tensor
 from pix2pixhd_fast._launches import Launch, register_launches
 from pix2pixhd_fast._library import define, kernel, register_triton
 from pix2pixhd_fast.errors import InputError
+from pix2pixhd_fast.ops import winograd
 from pix2pixhd_fast.ops.channel_statistics import channel_statistics
 from pix2pixhd_fast.ops.memory_format import to_channels_last
 from pix2pixhd_fast.ops.norm_act_pad import (
@@ -103,6 +104,8 @@ def convolve(p: Tensor, conv: Conv, padding: str, pad: int) -> Tensor:
     """The convolution of an input that is padded already, unless with zeros."""
     own = pad if padding == "zero" else 0
     bias = None if conv.dead_bias else conv.bias
+    if winograd.suits(p, conv.weight, conv.stride, own, conv.transposed):
+        return winograd.convolve(p, conv.weight, bias, conv.stride, own)
     if conv.transposed:
         y = F.conv_transpose2d(p, conv.weight, bias, conv.stride, own, conv.output_padding)
     else:
@@ -140,9 +143,11 @@ def _forward(
 def data_gradient(dy: Tensor, conv: Conv, size: tuple[int, int], pad: int) -> Tensor:
     """Of the convolution, for its padded input of `size` (H, W), whose values it does not need.
 
-    A transposed convolution, or of such a one an ordinary one: what the library computes too, to
-    the bit and in the same time on the CPU.
+    By Winograd's method where that suits. Else a transposed convolution, or of such a one an
+    ordinary one: what the library computes too, to the bit and in the same time on the CPU.
     """
+    if _by_winograd(dy, conv, pad):
+        return winograd.input_gradient(dy, size, conv.weight, conv.stride, pad)
     if conv.transposed:
         return F.conv2d(dy, conv.weight, None, conv.stride, pad)
     # Pixels at the end that no step of the stride reaches.
@@ -174,7 +179,10 @@ def _gradients(
     p, of `size` (H, W), is read for that of the weight alone.
     """
     needs_p, needs_weight, needs_bias = needs
-    if needs_weight and not suits_products(conv.weight, p, conv.stride):
+    ours = _by_winograd(dy, conv, pad) or (
+        needs_weight and suits_products(conv.weight, p, conv.stride)
+    )
+    if needs_weight and not ours:
         return torch.ops.aten.convolution_backward(
             dy, p, conv.weight, [conv.weight.shape[1 if conv.transposed else 0]],
             [conv.stride] * 2, [pad] * 2, [1, 1], conv.transposed, [conv.output_padding] * 2, 1,
@@ -185,7 +193,13 @@ def _gradients(
     return dp, dweight, dy.sum((0, 2, 3)) if needs_bias else None
 
 
+def _by_winograd(dy: Tensor, conv: Conv, pad: int) -> bool:
+    return winograd.suits_gradients(dy, conv.weight, conv.stride, pad, conv.transposed)
+
+
 def _weight_gradient(dy: Tensor, p: Tensor, conv: Conv, pad: int) -> Tensor:
+    if _by_winograd(dy, conv, pad):
+        return winograd.weight_gradient(dy, p, conv.weight, conv.stride, pad)
     # A transposed convolution is the gradient of one that reads what it writes.
     written, read = (p, dy) if conv.transposed else (dy, p)
     kernel_size = tuple(conv.weight.shape[2:])

@@ -196,9 +196,8 @@ def _reduce_launches(
     plan = Plan(x, *x.shape[2:], sums=True)
     parameters = (mean, rstd, gamma, beta)
     copies = plan.copies((dy,), (x, minus), parameters)
-    names = ("norm_act_pad_backward.reduce", "norm_act_pad_backward.combine")
-    pixels = dy.shape[2] * dy.shape[3]
-    return plan.sum_launches(*names, copies, pixels, bytes_of(dy, x, minus, *parameters), result)
+    name, pixels = "norm_act_pad_backward.reduce", dy.shape[2] * dy.shape[3]
+    return plan.sum_launches(name, copies, pixels, bytes_of(dy, x, minus, *parameters), result)
 
 
 def _backward_launches(

@@ -23,8 +23,9 @@ from pix2pixhd_fast.nn.layers import hooked
 from pix2pixhd_fast.nn.pending import Pending, Scene, as_pending
 from pix2pixhd_fast.nn.pyramid import halves
 from pix2pixhd_fast.nn.sequence import Sequence
-from pix2pixhd_fast.nn.steps import ConvStep
+from pix2pixhd_fast.nn.steps import ConvStep, activation
 from pix2pixhd_fast.ops.feature_matching_loss import Feature
+from pix2pixhd_fast.ops.label_conv2d import before_activation
 from pix2pixhd_fast.ops.matched_norm_backward import Matching, matched_norm_backward
 from pix2pixhd_fast.ops.norm_act_conv import Conv, input_gradient
 from pix2pixhd_fast.ops.norm_act_pad import Norm
@@ -87,10 +88,11 @@ class DiscriminatorPass:
             picture = level[:, -self.channels :]
             read = as_pending(level.to(dtype))
         self._pictures.append(picture[: self.images])
-        layers, results = [], [read]
+        layers, results, written = [], [read], activation(None)
         for step in steps:
-            layers.append(_Layer(step, self._convs[step.conv], results[-1]))
+            layers.append(_Layer(step, self._convs[step.conv], results[-1], written))
             results.append(step.compute(results[-1], layers[-1].conv))
+            written = activation(step.act if results[-1].done else None)
         self._scales.append(layers)
         return results[1:]
 
@@ -158,6 +160,7 @@ class _Layer(NamedTuple):
     step: ConvStep
     conv: Conv
     read: Pending
+    written: tuple[str, float]  # act and slope that are in what it read already
 
     def of(self, part: slice) -> "_Layer":
         """The layer for some of the images."""
@@ -167,10 +170,20 @@ class _Layer(NamedTuple):
         """Of the raw output that it reads, with that of the loss that matches it."""
         read, step = self.read, self.step
         if matching is None:
-            return self._backward(dy, read, self.conv.weight, (True, False, False))[0]
+            dx = self._backward(dy, read, self.conv.weight, (True, False, False))[0]
+            return self._before_written(dx)
         dp = input_gradient(dy, read.x, self.conv, step.padding, step.pad)
-        feature = Feature(read.x, read.norm, read.act, read.slope)
-        return matched_norm_backward(dp, feature, matching)
+        # What is written already keeps sign and order when it is activated once more, so that the
+        # derivative and the sign of a difference are the same.
+        act, slope = self.written if read.done else (read.act, read.slope)
+        real = matching.real._replace(act=act, slope=slope)
+        feature = Feature(read.x, read.norm, act, slope)
+        return matched_norm_backward(dp, feature, matching._replace(real=real))
+
+    def _before_written(self, dx: Tensor) -> Tensor:
+        """The gradient of the raw output from that of what is read of it."""
+        act, slope = self.written
+        return dx if act == "none" else before_activation(dx, self.read.x, act, slope)
 
     def picture_gradient(self, dy: Tensor, channels: int) -> Tensor:
         """Of a layer that reads a level of the pyramid: for the last `channels` alone."""
@@ -188,7 +201,7 @@ class _Layer(NamedTuple):
         else:
             needs_all = (needs_x, *needs)
             found = iter(self._backward(dy, self.read, self.conv.weight, needs_all))
-        dx = next(found) if needs_x else None
+        dx = self._before_written(next(found)) if needs_x else None
         wanted = (p for p, needed in zip((weight, bias), needs, strict=True) if needed)
         return [dx, *zip(wanted, found, strict=True)]
 

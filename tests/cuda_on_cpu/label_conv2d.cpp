@@ -20,8 +20,8 @@ Level level_of(const int64_t* sizes, const void* labels, const uint8_t* edges, u
 template <typename T>
 int convolve_as(const int64_t* sizes, const void* labels, const uint8_t* edges, const void* weight,
                 const void* bias, const void* addend, uint16_t* pooled, uint32_t* mixtures,
-                float* rows, float* sums, float* parts, double eps, void* y, float* mean,
-                float* rstd) {
+                float* rows, float* sums, double below, float* parts, double eps, void* y,
+                float* mean, float* rstd) {
   if (!fits(call_of(sizes))) {
     return cudaErrorInvalidValue;
   }
@@ -35,8 +35,9 @@ int convolve_as(const int64_t* sizes, const void* labels, const uint8_t* edges, 
                            conv.channels};
   return launch_label_conv2d(conv, level_of(sizes, labels, edges, pooled, mixtures), weights,
                              static_cast<const T*>(addend),
-                             Tables{rows, sums, Tables::channels_of(conv)}, parts,
-                             static_cast<float>(eps), static_cast<T*>(y), mean, rstd, nullptr);
+                             Tables{rows, sums, Tables::channels_of(conv)},
+                             static_cast<float>(below), parts, static_cast<float>(eps),
+                             static_cast<T*>(y), mean, rstd, nullptr);
 }
 
 template <typename T>
@@ -55,12 +56,12 @@ int backward_as(const int64_t* sizes, const void* labels, const uint8_t* edges, 
 }  // namespace
 
 #define FOR_TYPE(name, T)                                                                         \
-  extern "C" int convolve_##name(const int64_t* sizes, const void* labels, const uint8_t* edges,  \
-                                 const void* weight, const void* bias, const void* addend,        \
-                                 uint16_t* pooled, uint32_t* mixtures, float* rows, float* sums,  \
-                                 float* parts, double eps, void* y, float* mean, float* rstd) {   \
+  extern "C" int convolve_##name(                                                                 \
+      const int64_t* sizes, const void* labels, const uint8_t* edges, const void* weight,         \
+      const void* bias, const void* addend, uint16_t* pooled, uint32_t* mixtures, float* rows,    \
+      float* sums, double below, float* parts, double eps, void* y, float* mean, float* rstd) {   \
     return convolve_as<T>(sizes, labels, edges, weight, bias, addend, pooled, mixtures, rows,     \
-                          sums, parts, eps, y, mean, rstd);                                       \
+                          sums, below, parts, eps, y, mean, rstd);                                \
   }                                                                                               \
   extern "C" int backward_##name(const int64_t* sizes, const void* labels, const uint8_t* edges,  \
                                  const void* dy, uint16_t* pooled, uint32_t* mixtures,            \
