@@ -22,8 +22,9 @@ def taken(model, inputs, way, share=0.25):
     batch = step._Batch(model, inputs, share, last=True)
     random = torch.Generator().manual_seed(1)
     fake = torch.rand(batch.real.shape, generator=random, dtype=batch.real.dtype) * 2 - 1
-    image = fake.requires_grad_()
-    image.grad = torch.rand(image.shape, generator=random, dtype=image.dtype)
+    image = batch.cut_off(fake)
+    other = torch.rand(image.shape, generator=random, dtype=image.dtype)
+    image.grad = other.contiguous(memory_format=torch.channels_last)
     seeds = {letter: batch.seed(letter, image) for letter in "GD"}
     model.optimizers.zero_grad()
     PASSES[way](batch, image, seeds)

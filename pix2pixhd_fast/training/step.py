@@ -18,7 +18,6 @@ from pix2pixhd_fast.nn.pending import Pending
 from pix2pixhd_fast.nn.recompute import recompute
 from pix2pixhd_fast.nn.sequence import dead_biases
 from pix2pixhd_fast.nn.vgg import VGG_LEAST_SIDE
-from pix2pixhd_fast.ops.channel_statistics import wide
 from pix2pixhd_fast.ops.matched_norm_backward import Matching
 from pix2pixhd_fast.ops.norm_act_pad import Norm
 from pix2pixhd_fast.semantic import SemanticMap, append_channels, pad_by_edge
@@ -105,21 +104,30 @@ class _Batch:
     def seen_by_D(self, picture: Tensor) -> Tensor | SemanticMap:
         return _for_D(self.scene, picture, self.options.num_D)
 
-    def both_seen_by_D(self, fake: Tensor) -> Tensor | SemanticMap:
-        """What D reads of the synthesised pictures and then of the real ones, channels_last."""
+    def cut_off(self, fake: Tensor) -> Tensor:
+        """The synthesised pictures as a leaf, in which the gradients of the branches are summed.
+
+        They and the real ones lie in one piece from then on, as D reads them: channels_last,
+        float32 (float64 for float64).
+        """
         n = len(fake)
-        pictures = torch.empty(
+        self.pictures = torch.empty(
             (2 * n, *fake.shape[1:]),
-            dtype=fake.dtype,
+            dtype=torch.promote_types(fake.dtype, torch.float32),
             device=fake.device,
             memory_format=torch.channels_last,
         )
-        pictures[:n].copy_(fake)
-        pictures[n:].copy_(self.real)
+        self.pictures[:n].copy_(fake.detach())
+        self.pictures[n:].copy_(self.real)
+        self.real = self.pictures[n:]
+        return self.pictures[:n].requires_grad_()
+
+    def both_seen_by_D(self) -> Tensor | SemanticMap:
+        """What D reads of the synthesised pictures and then of the real ones, channels_last."""
         scene = self.scene
         if isinstance(scene, SemanticMap):
-            return append_channels(SemanticMap.cat((scene, scene)), pictures)
-        both = append_channels(torch.cat((scene, scene)), pictures)
+            return append_channels(SemanticMap.cat((scene, scene)), self.pictures)
+        both = append_channels(torch.cat((scene, scene)), self.pictures)
         return both.contiguous(memory_format=torch.channels_last)
 
 
@@ -129,8 +137,7 @@ def _branch_by_branch(batch: _Batch, accumulate: bool) -> Tensor:
         model.optimizers.zero_grad()
     with model.autocast(), recompute(batch.options.checkpoint):
         fake = model.generate(batch.inputs)
-    # float32 (float64 for float64), in which the gradients of the branches are summed
-    image = wide(fake.detach()).requires_grad_()
+    image = batch.cut_off(fake)
     seeds = {letter: batch.seed(letter, image) for letter in "GD"}
     if not batch.options.no_vgg_loss:
         _perceptual(batch, image, seeds["G"])
@@ -181,7 +188,7 @@ def _adversarial_at_once(batch: _Batch, image: Tensor, seeds: Losses) -> None:
     """
     model = batch.model
     with model.autocast(), torch.no_grad():
-        both = DiscriminatorPass(model.netD, batch.both_seen_by_D(image), image.shape[1])
+        both = DiscriminatorPass(model.netD, batch.both_seen_by_D(), image.shape[1])
     fake, real = both.results()
     matchings = _matchings(batch, fake, real, seeds["G"])
     # The predictions alone: features are in memory until the passes use them up.
