@@ -30,6 +30,11 @@ inline Act act_of(const std::string& name) {
   return std::bit_cast<float>(bits);
 }
 
+// Lets a NaN through.
+[[gnu::always_inline]] inline float sign_of(float d) {
+  return choose(std::fabs(d) > 0.0f, std::copysign(1.0f, d), d);
+}
+
 // exp(z) - 1 for z in [-20, 0]: 2^n * (exp(r) - 1) + (2^n - 1), |r| <= ln(2) / 2, where the Taylor
 // polynomial of degree 7 is 1.5e-8 off.
 [[gnu::always_inline]] inline float expm1_of_negative(float z) {

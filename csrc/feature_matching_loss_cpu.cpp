@@ -32,11 +32,6 @@ struct Centring {
   return xhat * side.gamma[lane] + side.beta[lane];
 }
 
-// Lets a NaN through.
-[[gnu::always_inline]] inline float sign_of(float d) {
-  return choose(std::fabs(d) > 0.0f, std::copysign(1.0f, d), d);
-}
-
 // distances += |d|, sums += g and dots += g * xhat, where g = sign(d) * act'(z)
 PIX2PIXHD_FAST_SIMD
 void add_normalised(const float* fake, const float* real, int64_t count, int64_t lanes, Side f,

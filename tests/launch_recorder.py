@@ -23,6 +23,7 @@ LAUNCHERS = {
     "norm_act_pad_apply": ("norm_act_pad", "apply"),
     "norm_act_pad_reduce": ("norm_act_pad_backward", "reduce"),
     "norm_act_pad_backward": ("norm_act_pad_backward", "backward"),
+    "matched_norm_backward": ("matched_norm_backward", "backward"),
     "fold": ("norm_act_pad_backward", "fold"),
     "fold_add_": ("norm_act_pad_backward", "fold_add"),
     "relu_bits_": ("relu_bits", "relu_bits"),
@@ -87,10 +88,19 @@ def arguments_of(op: str, case: Case) -> tuple:
         "norm_act_pad_apply": (x, *norm, added, *rest),
         "norm_act_pad_reduce": (dy, x, added, *norm, *rest),
         "norm_act_pad_backward": (dy, x, added, *norm, *sums, *rest),
+        "matched_norm_backward": _matched_arguments(case, x),
         "fold": (dy, case.padding, case.pad),
         "fold_add_": (case.picture(case.border), dy, case.border, case.padding, case.pad),
         **_relu_arguments(case),
     }[op]
+
+
+def _matched_arguments(case: Case, x: Tensor) -> tuple:
+    """With means, of the gradient and of the matching, and statistics of both features."""
+    real = inner(case.picture(case.border), case.border)
+    four, more = ([case.per_channel() for _ in range(4)] for _ in range(2))
+    rest = (torch.ones(()), 0.5, "relu", 0.2)
+    return case.picture(0), x, *four, real, *more, *rest
 
 
 def _relu_arguments(case: Case) -> dict[str, tuple]:

@@ -1,6 +1,5 @@
 """D on both pictures at once, without a graph: the gradients of autograd, and who may take part."""
 
-
 import pytest
 import torch
 from torch import nn

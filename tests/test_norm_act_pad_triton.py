@@ -16,6 +16,7 @@ TESTS = [
         "channel_statistics",
         "norm_act_pad",
         "norm_act_pad_backward",
+        "matched_norm_backward",
         "fold",
         "relu_codes",
         "relu_pool",

@@ -96,7 +96,10 @@ def test_parts_of_a_batch_add_up(kept):
 
 
 class ConvolutionGradients(TorchDispatchMode):
-    """Notes of each convolution's backward whether it is for its input and for its weight."""
+    """Notes of each convolution's backward whether it is for its input and for its weight.
+
+    In front of a matched feature it is for the input.
+    """
 
     def __init__(self):
         super().__init__()
@@ -105,6 +108,8 @@ class ConvolutionGradients(TorchDispatchMode):
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         if op is torch.ops.pix2pixhd_fast.norm_act_conv_backward.default:
             self.masks.append(tuple(args[-3:-1]))
+        if op is torch.ops.pix2pixhd_fast.matched_norm_backward.default:
+            self.masks.append((True, False))
         if op is torch.ops.pix2pixhd_fast.label_conv2d_backward.default:
             self.labels += 1
         return op(*args, **(kwargs or {}))

@@ -11,6 +11,7 @@ from pix2pixhd_fast._backend import current_backend
 from pix2pixhd_fast.nn.pending import Pending, as_pending, fits_ops, materialise
 from pix2pixhd_fast.nn.vgg import VGG_LEAST_SIDE, Vgg19
 from pix2pixhd_fast.ops.channel_statistics import wide
+from pix2pixhd_fast.ops.matched_norm_backward import Matching, match_features
 from pix2pixhd_fast.ops.norm_act_pad import DTYPES
 from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
 
@@ -106,17 +107,39 @@ def feature_matching_loss(
     the original (4 / (n_layers_D + 1)). The gradient flows to `fake` only. Computed in
     float32 (float64 for float64).
     """
-    fakes, reals, weights = [], [], []
-    for fake_scale, real_scale in zip(fake, real, strict=True):
-        fakes += map(as_pending, fake_scale[:-1])
-        reals += map(as_pending, real_scale[:-1])
-        weights += [factor * 4.0 / (len(fake_scale) - 1) / len(fake)] * (len(fake_scale) - 1)
+    fakes, reals, weights = _weighted(fake, real, factor)
     if current_backend() == "fused" and _comparable(fakes, reals):
         return ops.feature_matching_loss(*map(_features, (fakes, reals)), weights)
     total = wide(fakes[0].x.new_zeros(()))
     for f, r, weight in zip(fakes, reals, weights, strict=True):
         total = total + weight * F.l1_loss(wide(materialise(f)), wide(materialise(r).detach()))
     return total
+
+
+def feature_matchings(
+    fake: list[list[Pending]], real: list[list[Pending]], factor: float, dloss: Tensor
+) -> tuple[Tensor, list[list[Matching]]]:
+    """`feature_matching_loss` of raw features, without a graph.
+
+    Beside it, per scale and feature, what the gradient takes (`ops.matched_norm_backward`) where
+    the loss has the gradient `dloss`.
+    """
+    fakes, reals, weights = _weighted(fake, real, factor)
+    loss, found = match_features(*map(_features, (fakes, reals)), weights, dloss)
+    matchings = iter(found)
+    return loss, [[next(matchings) for _ in scale[:-1]] for scale in fake]
+
+
+def _weighted(
+    fake: list[list[Tensor | Pending]], real: list[list[Tensor | Pending]], factor: float
+) -> tuple[list[Pending], list[Pending], list[float]]:
+    """The features of all scales, without the predictions, and what each weighs in the loss."""
+    fakes, reals, weights = [], [], []
+    for fake_scale, real_scale in zip(fake, real, strict=True):
+        fakes += map(as_pending, fake_scale[:-1])
+        reals += map(as_pending, real_scale[:-1])
+        weights += [factor * 4.0 / (len(fake_scale) - 1) / len(fake)] * (len(fake_scale) - 1)
+    return fakes, reals, weights
 
 
 def _features(pending: list[Pending]) -> list[ops.Feature]:

@@ -57,23 +57,36 @@ def feature_matching_loss(
 
     Source: pix2pixHD, equation 4, and its perceptual loss.
     """
-    _check(fake, real, weights)
+    check_features(fake, real, weights)
+    features, terms = as_lists(fake, real, weights)
+    norms = [f.norm.kind for f in fake]
+    return torch.ops.pix2pixhd_fast.feature_matching_loss(*features, norms, *terms)[0]
+
+
+def as_lists(
+    fake: Sequence[Feature], real: Sequence[Feature], weights: Sequence[float]
+) -> tuple[tuple[list[Tensor], ...], tuple[list, ...]]:
+    """As the ops take them: both sides and their norms, where an empty tensor stands for None;
+
+    activations, slopes and weights.
+    """
     first = fake[0].x
     dtype = torch.promote_types(first.dtype, torch.float32)
     nothing = torch.empty(0, dtype=dtype, device=first.device)
-    return torch.ops.pix2pixhd_fast.feature_matching_loss(
+    features = (
         [f.x for f in fake],
         [r.x.detach() for r in real],
         [nothing if t is None else t for f in fake for t in f.norm.tensors],
         [nothing if t is None else t.detach() for r in real for t in r.norm.tensors],
-        [f.norm.kind for f in fake],
-        [f.act for f in fake],
-        [float(f.slope) for f in fake],
-        [float(w) for w in weights],
-    )[0]
+    )
+    terms = [f.act for f in fake], [float(f.slope) for f in fake], [float(w) for w in weights]
+    return features, terms
 
 
-def _check(fake: Sequence[Feature], real: Sequence[Feature], weights: Sequence[float]) -> None:
+def check_features(
+    fake: Sequence[Feature], real: Sequence[Feature], weights: Sequence[float]
+) -> None:
+    """Raise `InputError` for arguments of `feature_matching_loss` that do not fit."""
     if not len(fake) == len(real) == len(weights) > 0:
         raise InputError(
             "fake, real and weights must be equally many and at least one, got "

@@ -16,6 +16,7 @@ from pix2pixhd_fast.ops.norm_act_pad import (
     check_act_pad,
     check_picture,
     normalise_backward,
+    unpad,
 )
 from pix2pixhd_fast.ops.norm_act_pad_kernels import (
     ACT_PAD,
@@ -150,6 +151,14 @@ def data_gradient(dy: Tensor, conv: Conv, size: tuple[int, int], pad: int) -> Te
         for side, kernel, steps in zip(size, conv.weight.shape[2:], dy.shape[2:], strict=True)
     )
     return F.conv_transpose2d(dy, conv.weight, None, conv.stride, pad, beyond)
+
+
+def input_gradient(dy: Tensor, like: Tensor, conv: Conv, padding: str, pad: int) -> Tensor:
+    """Of conv(pad(p)) for p, which is `like` in size; channels_last."""
+    border, written = _written(padding, pad)
+    size = tuple(side + 2 * written for side in like.shape[2:])
+    dp = data_gradient(dy, conv, size, pad if padding == "zero" else 0)
+    return unpad(to_channels_last(dp), border, written)
 
 
 def _gradients(

@@ -2,6 +2,9 @@
 
 Who calls whom: `step.py` makes the pass, takes the losses of its `results`, and hands their
 gradients back, first those of G to `picture_gradient`, then those of D to `parameter_gradients`.
+The feature-matching loss has none of its own: what it takes (`Matching`) goes along, and is a part
+of the pass over memory that every feature's norm makes anyway.
+
 Both go through the layers from the last to the first by the ops that autograd would call. A graph
 would do the same with one picture at a time, which doubles the launches, and would cast weights,
 fill zeros and add gradients tensor by tensor.
@@ -21,13 +24,13 @@ from pix2pixhd_fast.nn.pending import Pending, Scene, as_pending
 from pix2pixhd_fast.nn.pyramid import halves
 from pix2pixhd_fast.nn.sequence import Sequence
 from pix2pixhd_fast.nn.steps import ConvStep, activation
+from pix2pixhd_fast.ops.feature_matching_loss import Feature
 from pix2pixhd_fast.ops.label_conv2d import before_activation
-from pix2pixhd_fast.ops.norm_act_conv import Conv
+from pix2pixhd_fast.ops.matched_norm_backward import Matching, matched_norm_backward
+from pix2pixhd_fast.ops.norm_act_conv import Conv, input_gradient
 from pix2pixhd_fast.ops.norm_act_pad import Norm
 from pix2pixhd_fast.semantic import SemanticMap
 from pix2pixhd_fast.training.parameter_gradients import converted
-
-Gradients = list[list[Tensor | None]]  # of the raw outputs, per scale and layer
 
 
 def fits(netD: nn.Module) -> bool:
@@ -104,27 +107,31 @@ class DiscriminatorPass:
         return fake, real
 
     @torch.no_grad()
-    def picture_gradient(self, gradients: Gradients) -> Tensor:
+    def picture_gradient(
+        self, gradients: list[Tensor], matchings: list[list[Matching | None]]
+    ) -> Tensor:
         """The gradient of the synthesised pictures, [N, channels, H, W], in their dtype.
 
-        `gradients` of the raw outputs for them, None where there is none; used up.
+        `gradients` of the raw output of each scale's last layer for them; `matchings` of the layers
+        before, None where the feature-matching loss does not count; both are used up.
         """
         found = None
         with backward_of(self.netD):
             while gradients:
-                given, k = gradients.pop(), len(gradients)
-                dy = self._through_layers(self._scales[k], given)
+                dy, k = gradients.pop(), len(gradients)
+                dy = self._through_layers(self._scales[k], dy, matchings.pop())
                 found = dy.to(self._pictures[k].dtype) if found is None else found.add_(dy)
                 if k:
                     found = _pooling_gradient(found, self._pictures[k - 1])
         return found
 
-    def _through_layers(self, layers: list["_Layer"], given: list[Tensor | None]) -> Tensor:
+    def _through_layers(
+        self, layers: list["_Layer"], dy: Tensor, matchings: list[Matching | None]
+    ) -> Tensor:
         """The gradient of the synthesised pictures at the level that `layers` read."""
         part = slice(None, self.images)
-        dy = given.pop()
         for layer in reversed(layers[1:]):
-            dy = layer.of(part).input_gradient(dy, given.pop())
+            dy = layer.of(part).input_gradient(dy, matchings.pop())
         return layers[0].of(part).picture_gradient(dy, self.channels)
 
     @torch.no_grad()
@@ -159,14 +166,24 @@ class _Layer(NamedTuple):
         """The layer for some of the images."""
         return self._replace(read=_part(self.read, part))
 
-    def input_gradient(self, dy: Tensor, of_loss: Tensor | None) -> Tensor:
-        """Of the raw output that it read; `of_loss`: the gradient of what reads the same."""
-        dx = self._backward(dy, self.read, self.conv.weight, (True, False, False))[0]
-        return self._before_written(dx if of_loss is None else dx.add_(of_loss))
+    @property
+    def raw(self) -> Pending:
+        """What it read; an activation that is in it already stands as if it were to come.
 
-    def _before_written(self, dx: Tensor) -> Tensor:
+        There it has the same derivative, and tells the larger of two values as well.
+        """
         act, slope = self.written
-        return dx if act == "none" else before_activation(dx, self.read.x, act, slope)
+        return self.read if act == "none" else self.read._replace(act=act, slope=slope)
+
+    def input_gradient(self, dy: Tensor, matching: Matching | None) -> Tensor:
+        """Of the raw output that it reads, with that of the loss that matches it."""
+        read, step = self.raw, self.step
+        if matching is None:
+            return self._backward(dy, read, self.conv.weight, (True, False, False))[0]
+        dp = input_gradient(dy, read.x, self.conv, step.padding, step.pad)
+        feature = Feature(read.x, read.norm, read.act, read.slope)
+        real = matching.real._replace(act=read.act, slope=read.slope)
+        return matched_norm_backward(dp, feature, matching._replace(real=real))
 
     def picture_gradient(self, dy: Tensor, channels: int) -> Tensor:
         """Of a layer that reads a level of the pyramid: for the last `channels` alone."""
@@ -184,7 +201,9 @@ class _Layer(NamedTuple):
         else:
             needs_all = (needs_x, *needs)
             found = iter(self._backward(dy, self.read, self.conv.weight, needs_all))
-        dx = self._before_written(next(found)) if needs_x else None
+        dx = next(found) if needs_x else None
+        if needs_x and self.written[0] != "none":
+            dx = before_activation(dx, self.read.x, *self.written)
         wanted = (p for p, needed in zip((weight, bias), needs, strict=True) if needed)
         return [dx, *zip(wanted, found, strict=True)]
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd_fast._backend import current_backend
-from pix2pixhd_fast.nn.losses import feature_matching_loss
+from pix2pixhd_fast.nn.losses import feature_matching_loss, feature_matchings
 from pix2pixhd_fast.nn.pending import Pending
 from pix2pixhd_fast.nn.recompute import recompute
 from pix2pixhd_fast.nn.sequence import dead_biases
 from pix2pixhd_fast.nn.vgg import VGG_LEAST_SIDE
 from pix2pixhd_fast.ops.channel_statistics import wide
+from pix2pixhd_fast.ops.matched_norm_backward import Matching
 from pix2pixhd_fast.ops.norm_act_pad import Norm
 from pix2pixhd_fast.semantic import SemanticMap, append_channels, pad_by_edge
 from pix2pixhd_fast.training.discriminator_pass import DiscriminatorPass, fits
@@ -176,24 +177,39 @@ def _fits_at_once(batch: _Batch) -> bool:
 def _adversarial_at_once(batch: _Batch, image: Tensor, seeds: Losses) -> None:
     """The losses that D decides: G's gradient for the picture, D's for its parameters.
 
-    D sees both pictures once, as one batch. Autograd takes part in the losses of what comes out.
+    D sees both pictures once, as one batch. Autograd takes part in the losses of the predictions.
     """
     model = batch.model
     with model.autocast(), torch.no_grad():
         both = DiscriminatorPass(model.netD, batch.both_seen_by_D(image), image.shape[1])
     fake, real = both.results()
-    leaves = [p.x.requires_grad_() for scale in fake for p in scale]
-    with model.autocast():
-        of_G = batch.note(_losses_of_G(batch, fake, real))
-    found = iter(torch.autograd.grad(of_G, leaves, [seeds["G"]] * len(of_G), allow_unused=True))
-    gradients = [[next(found) for _ in scale] for scale in fake]
+    matchings = _matchings(batch, fake, real, seeds["G"])
+    # The predictions alone: features are in memory until the passes use them up.
     fake, real = ([scale[-1:] for scale in scales] for scales in (fake, real))
-    del leaves, of_G, found  # and with them the features, as the passes use them up
-    of_picture = both.picture_gradient(gradients)
+    of_picture = both.picture_gradient(_of_fake(batch, fake, seeds["G"]), matchings)
     image.grad = of_picture if image.grad is None else image.grad.add_(of_picture)
-    del of_picture
+    del of_picture, matchings
     give_gradients(*both.parameter_gradients(_of_predictions(batch, fake, real, seeds["D"])))
     give_zeros(dead_biases(model.netD))
+
+
+def _matchings(
+    batch: _Batch, fake: list[list[Pending]], real: list[list[Pending]], seed: Tensor
+) -> list[list[Matching | None]]:
+    """Notes the feature-matching loss; what its gradient takes, per scale and feature."""
+    if batch.options.no_ganFeat_loss:
+        return [[None] * (len(scale) - 1) for scale in fake]
+    loss, matchings = feature_matchings(fake, real, batch.options.lambda_feat, seed)
+    batch.note({"G_GAN_Feat": loss})
+    return matchings
+
+
+def _of_fake(batch: _Batch, fake: list[list[Pending]], seed: Tensor) -> list[Tensor]:
+    """The gradient of G's adversarial loss for the raw prediction of each scale."""
+    leaves = [p.x.requires_grad_() for (p,) in fake]
+    with batch.model.autocast():
+        losses = batch.note({"G_GAN": batch.model.criterionGAN(fake, True)})
+    return list(torch.autograd.grad(losses, leaves, [seed]))
 
 
 def _of_predictions(
