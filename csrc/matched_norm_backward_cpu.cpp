@@ -13,8 +13,8 @@ struct Parameters {
   const float *mean, *rstd, *real_mean, *real_rstd, *mean_g, *mean_dot;
 };
 
-// dx = rstd * (g - mean_g - z * mean_dot), where g = act'(z) * (dp + scale * sign(act(z) -
-// target)); dx may be dp.
+// dx = rstd * (g - mean_g - z * mean_dot), where g = act'(z) * (dp + scale * sign(y - target)) and
+// y = act(z); dx may be dp.
 PIX2PIXHD_FAST_SIMD
 void differentiate(const float* dp, const float* fake, const float* real, int64_t count,
                    int64_t lanes, Parameters by, float scale, Act act, float slope, float* dx) {
@@ -54,19 +54,24 @@ struct Matched {
   Act act;
   float slope;
 
-  template <typename T>
-  void differentiate_image(int64_t image, Rows<T> dx) const {
-    const int64_t lanes = pictures.lanes, tile = pictures.tile;
-    const Buffer values = uninitialised(7 * lanes);
+  // `values`: [7, lanes]
+  Parameters parameters(int64_t image, float* values) const {
     float* at[7];
-    for (int64_t k = 0; k < 7; ++k) at[k] = values.get() + k * lanes;
+    for (int64_t k = 0; k < 7; ++k) at[k] = values + k * pictures.lanes;
     mean.fill(pictures, image, at[0]);
     rstd.fill(pictures, image, at[1]);
     real_mean.fill(pictures, image, at[2]);
     real_rstd.fill(pictures, image, at[3]);
     mean_g.fill(pictures, image, scale, at[4], at[6]);
     mean_dot.fill(pictures, image, scale, at[5], at[6]);
-    const Parameters by{at[0], at[1], at[2], at[3], at[4], at[5]};
+    return {at[0], at[1], at[2], at[3], at[4], at[5]};
+  }
+
+  template <typename T>
+  void differentiate_image(int64_t image, Rows<T> dx) const {
+    const int64_t lanes = pictures.lanes, tile = pictures.tile;
+    const Buffer values = uninitialised(7 * lanes);
+    const Parameters by = parameters(image, values.get());
     const auto given = rows_of<const T>(dp, format), x = rows_of<const T>(fake, format),
                other = rows_of<const T>(real, format);
     parallel_for(

@@ -167,6 +167,19 @@ def test_features_raw_of_a_map():
             assert_close_l2(materialise(r), f, 1e-5, "feature")
 
 
+def test_an_activation_is_written_where_no_norm_follows():
+    """By the three scales that read labels; behind it, a norm is left to do as ever."""
+    raw = NETWORKS["features"](INSTANCE).features_raw(scene())
+    assert [first.done for first, *_ in raw] == [True, True, True, False]
+    assert not any(second.done for _, second, *_ in raw)
+
+
+@pytest.mark.parametrize("slope", [0.2, 0.0, -0.5])
+def test_layers_in_place_behind_a_written_activation(slope):
+    given, net = scene(), Sequence(*unit(10)[:2], nn.LeakyReLU(slope), nn.ELU(inplace=True))
+    assert_same(net, given, 1e-5)
+
+
 def test_sequences_of_others_read_maps():
     given = scene(dense=0)
     net = accelerate(nn.Sequential(nn.Identity(), *unit(7), nn.Sigmoid()))

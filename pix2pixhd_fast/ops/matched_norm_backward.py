@@ -135,9 +135,10 @@ def matched_norm_backward_ref(
     act: str,
     slope: float,
 ) -> Tensor:
-    """The second pass of `matched_norm_backward`; mean_g and mean_dot [N, C] are those of dp alone,
+    """The second pass of `matched_norm_backward`, by the means [N, C] that it subtracts.
 
-    match_g and match_dot [N, C] those of the loss, without its factor.
+    mean_g and mean_dot are those of dp alone, match_g and match_dot those of the loss without its
+    factor; None are all four or none.
     """
     xhat = normalised(x, None, mean, rstd)
     target = activated(normalised(real, None, real_mean, real_rstd), act, slope)

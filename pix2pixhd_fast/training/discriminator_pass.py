@@ -166,24 +166,24 @@ class _Layer(NamedTuple):
         """The layer for some of the images."""
         return self._replace(read=_part(self.read, part))
 
+    @property
+    def raw(self) -> Pending:
+        """What it read; an activation that is in it already stands as if it were to come.
+
+        There it has the same derivative, and tells the larger of two values as well.
+        """
+        act, slope = self.written
+        return self.read if act == "none" else self.read._replace(act=act, slope=slope)
+
     def input_gradient(self, dy: Tensor, matching: Matching | None) -> Tensor:
         """Of the raw output that it reads, with that of the loss that matches it."""
-        read, step = self.read, self.step
+        read, step = self.raw, self.step
         if matching is None:
-            dx = self._backward(dy, read, self.conv.weight, (True, False, False))[0]
-            return self._before_written(dx)
+            return self._backward(dy, read, self.conv.weight, (True, False, False))[0]
         dp = input_gradient(dy, read.x, self.conv, step.padding, step.pad)
-        # What is written already keeps sign and order when it is activated once more, so that the
-        # derivative and the sign of a difference are the same.
-        act, slope = self.written if read.done else (read.act, read.slope)
-        real = matching.real._replace(act=act, slope=slope)
-        feature = Feature(read.x, read.norm, act, slope)
+        feature = Feature(read.x, read.norm, read.act, read.slope)
+        real = matching.real._replace(act=read.act, slope=read.slope)
         return matched_norm_backward(dp, feature, matching._replace(real=real))
-
-    def _before_written(self, dx: Tensor) -> Tensor:
-        """The gradient of the raw output from that of what is read of it."""
-        act, slope = self.written
-        return dx if act == "none" else before_activation(dx, self.read.x, act, slope)
 
     def picture_gradient(self, dy: Tensor, channels: int) -> Tensor:
         """Of a layer that reads a level of the pyramid: for the last `channels` alone."""
@@ -201,7 +201,9 @@ class _Layer(NamedTuple):
         else:
             needs_all = (needs_x, *needs)
             found = iter(self._backward(dy, self.read, self.conv.weight, needs_all))
-        dx = self._before_written(next(found)) if needs_x else None
+        dx = next(found) if needs_x else None
+        if needs_x and self.written[0] != "none":
+            dx = before_activation(dx, self.read.x, *self.written)
         wanted = (p for p, needed in zip((weight, bias), needs, strict=True) if needed)
         return [dx, *zip(wanted, found, strict=True)]
 
