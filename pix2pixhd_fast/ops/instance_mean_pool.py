@@ -63,12 +63,17 @@ def instance_mean_pool(
     # uint32 does not fit into int32
     wide = ids.dtype.itemsize == 8 or ids.dtype == torch.uint32
     pooled_ids = ids.to(torch.int64 if wide else torch.int32)
-    _check_values(pooled_ids)
     plain = features.dtype == torch.float64 and features.device.type != "cpu"
     if plain or current_backend() == "eager":
         pooled = instance_mean_pool_ref(features, pooled_ids)
     else:
-        pooled = torch.ops.pix2pixhd_fast.instance_mean_pool(features, pooled_ids)
+        try:
+            pooled = torch.ops.pix2pixhd_fast.instance_mean_pool(features, pooled_ids)
+        except RuntimeError:
+            # The kernel refuses negative ids by itself: a pass to look for them took a quarter of
+            # its time (0.3 to 0.6 ms at 2048x1024).
+            _check_values(pooled_ids)
+            raise
     return _with_means(pooled, pooled_ids, ids.dtype) if return_means else pooled
 
 
@@ -111,6 +116,7 @@ def _with_means(pooled: Tensor, ids: Tensor, dtype: torch.dtype) -> InstanceMean
 
 
 def instance_mean_pool_ref(features: Tensor, ids: Tensor) -> Tensor:
+    _check_values(ids)
     if features.numel() == 0:
         return _new_result(features, ids)
     means = [
