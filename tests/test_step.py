@@ -124,8 +124,7 @@ def test_no_gradient_is_computed_for_nothing(at_once):
     with ConvolutionGradients() as counted:
         (step._adversarial_at_once if at_once else step._adversarial_by_graph)(batch, image, seeds)
     layers = 2 * 5
-    # at once, the norms' backward stands between a convolution's and the next one's
-    for_G = [(True, False)] * (2 if at_once else layers)
+    for_G = [(True, False)] * layers
     for_D = [(True, True)] * (layers - 2) + [(False, True)] * 2  # none for what D reads
     passes = 1 if at_once else 2
     assert sorted(counted.masks) == sorted(for_G + passes * for_D)
