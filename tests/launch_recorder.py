@@ -125,7 +125,7 @@ def _relu_arguments(case: Case) -> dict[str, tuple]:
         "relu_l1_": (x, 3 * x, bias, sums, 0.5, added, case.last, added),
         "relu_l1_backward_": (x, codes(x.numel(), 2), one, 0.5, True),
         "relu_pool": (x, bias, coded, n),
-        "relu_pool_into_": (x, bias, 3 * pooled),
+        "relu_pool_into_": (x, bias, pooled * float("nan")),
         "relu_pool_backward": (pooled, codes(pooled.numel(), 4), h, w),
         "first_relu": (x, *first),
         "first_l1": (x, 3 * x, *first, 0.5, added),
