@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pix2pixhd_fast.benchmark.case import ON_CHANNELS
 from pix2pixhd_fast.benchmark.charts import THEMES, draw_modelled, draw_speed_ups
 from pix2pixhd_fast.benchmark.modelled import Modelled, modelled_steps
 from pix2pixhd_fast.benchmark.ops import OPS
@@ -25,6 +26,7 @@ _COLUMNS = (
     "onnxruntime",
     "openvino",
     "tensorrt",
+    *ON_CHANNELS,
     "fused",
 )
 _GROUP = ("target", "case", "pass", "size", "batch", "dtype")
