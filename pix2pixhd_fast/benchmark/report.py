@@ -185,10 +185,11 @@ def _time(row: Row | None) -> str:
 
 
 def _ratio(row: Row | None) -> str:
-    if row is None or row["status"] != OK or row["ratio_to"] != "eager":
+    if row is None or row["status"] != OK or row["ratio_to"] not in ("eager", *ON_CHANNELS):
         return ""
     low, high = number(row, "ratio_p20"), number(row, "ratio_p80")
-    return f"**{number(row, 'ratio'):.2f}x** ({low:.2f} to {high:.2f})"
+    to = "" if row["ratio_to"] == "eager" else f" over {row['ratio_to'].replace('_', ' ')}"
+    return f"**{number(row, 'ratio'):.2f}x**{to} ({low:.2f} to {high:.2f})"
 
 
 def _on_gpus(entry: Entry) -> str:
