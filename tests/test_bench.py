@@ -221,6 +221,15 @@ def test_every_target_agrees_with_itself_at_a_tiny_size():
     assert seen == set(TARGETS)
 
 
+def test_fused_on_channels_is_compared_only_where_a_label_map_is_read():
+    backends = ("fused_one_hot", "fused_channels", "fused")
+    request = Request(("G",), sizes=((64, 32),), flags=SMALL, backends=backends)
+    (case,) = cases(request)
+    assert case.name.endswith("label map")
+    rows, _ = run(case, request=replace(request, repeats=1))
+    assert [(row["status"], row["ratio_to"]) for row in rows] == [("ok", "fused_one_hot")] * 3
+
+
 def test_peers_say_what_is_missing(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     case, on_maps = cases(Request(("G",), sizes=((64, 32),), flags=SMALL))

@@ -8,8 +8,10 @@ from torch import Tensor
 FORWARD, FORWARD_BACKWARD, STEP = "forward", "forward+backward", "step"
 PASSES = (FORWARD, FORWARD_BACKWARD, STEP)
 OWN_BACKENDS = ("eager", "eager_channels_last", "compile", "fused")
+# Fused on the channels of a label map: counted from the ids on, or made beforehand.
+ON_CHANNELS = ("fused_one_hot", "fused_channels")
 PEERS = ("onnxruntime", "openvino", "tensorrt")
-BACKENDS = OWN_BACKENDS + PEERS
+BACKENDS = OWN_BACKENDS + ON_CHANNELS + PEERS
 
 # Does the work once; returns the results to compare, in groups like "output" and "gradient".
 Step = Callable[[], Mapping[str, list[Tensor]]]

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from pix2pixhd_fast.benchmark.case import (
     FORWARD,
     FORWARD_BACKWARD,
+    ON_CHANNELS,
     OWN_BACKENDS,
     PEERS,
     STEP,
@@ -47,7 +48,8 @@ def network_passes(target: str, request: Request, size: Size, dtype: str) -> Ite
     """G, D, E or VGG: forward, and on demand forward+backward, for VGG that of the loss as well.
 
     G and D run on channels, and where they read label maps in a case of its own, in which fused is
-    given the map and the others its channels, made beforehand.
+    given the map and the others its channels, made beforehand; "fused_one_hot" makes them as a part
+    of its time.
     """
     options = request.options(size)
     on_maps = target in ("G", "D") and options.label_nc > 0
@@ -69,6 +71,7 @@ def _network_passes(
     for pass_name, factor in ((FORWARD, 1), (FORWARD_BACKWARD, more)):
         tolerance = TOLERANCES if pass_name == FORWARD else GRADIENT_TOLERANCES
         peers = PEERS if (target, pass_name, read) == ("G", FORWARD, "channels") else ()
+        on_channels = ON_CHANNELS if read == "label map" else ()
         yield Case(
             target,
             _network_name(target, options) + (", label map" if read == "label map" else ""),
@@ -77,7 +80,7 @@ def _network_passes(
             request.batch,
             dtype,
             partial(_prepare_network, target, request, size, pass_name, read),
-            OWN_BACKENDS + peers,
+            OWN_BACKENDS + on_channels + peers,
             tolerance[dtype],
             factor * floor,
             factor * flops,
@@ -164,7 +167,7 @@ def _prepare_network(
     net = build_network(target, options).to(request.device, DTYPES[dtype])
     make = _network_input if read == "channels" else _network_scene
     x = make(target, options, size, request.batch).to(device=request.device, dtype=DTYPES[dtype])
-    if isinstance(x, SemanticMap) and backend != "fused":
+    if isinstance(x, SemanticMap) and backend not in ("fused", "fused_one_hot"):
         x = x.to_dense(DTYPES[dtype])
     if backend == "eager_channels_last":
         net, x = _channels_last(net), x.contiguous(memory_format=torch.channels_last)
@@ -178,7 +181,8 @@ def _prepare_network(
     function = _runner(net, backend, dtype, x)
 
     def call() -> list[Tensor]:
-        return tree_leaves(function(x, *more))
+        given = x.to_dense(DTYPES[dtype]) if backend == "fused_one_hot" else x
+        return tree_leaves(function(given, *more))
 
     if pass_name == FORWARD:
         return forward_step(call, backend, dtype)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pix2pixhd_fast.benchmark.case import ON_CHANNELS
 from pix2pixhd_fast.benchmark.charts import THEMES, draw_modelled, draw_speed_ups
 from pix2pixhd_fast.benchmark.modelled import Modelled, modelled_steps
 from pix2pixhd_fast.benchmark.ops import OPS
@@ -25,6 +26,7 @@ _COLUMNS = (
     "onnxruntime",
     "openvino",
     "tensorrt",
+    *ON_CHANNELS,
     "fused",
 )
 _GROUP = ("target", "case", "pass", "size", "batch", "dtype")
@@ -183,10 +185,11 @@ def _time(row: Row | None) -> str:
 
 
 def _ratio(row: Row | None) -> str:
-    if row is None or row["status"] != OK or row["ratio_to"] != "eager":
+    if row is None or row["status"] != OK or row["ratio_to"] not in ("eager", *ON_CHANNELS):
         return ""
     low, high = number(row, "ratio_p20"), number(row, "ratio_p80")
-    return f"**{number(row, 'ratio'):.2f}x** ({low:.2f} to {high:.2f})"
+    to = "" if row["ratio_to"] == "eager" else f" over {row['ratio_to'].replace('_', ' ')}"
+    return f"**{number(row, 'ratio'):.2f}x**{to} ({low:.2f} to {high:.2f})"
 
 
 def _on_gpus(entry: Entry) -> str:

@@ -1,6 +1,6 @@
 """Cases of the ops that read label and instance maps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -24,30 +24,39 @@ from pix2pixhd_fast.benchmark.scenes import (
 from pix2pixhd_fast.options import Options
 from pix2pixhd_fast.semantic import SemanticMap, semantic_channels
 
+# Instance maps differ in how many instances they have, on which the loop depends: 24 to 42 of six.
+STREETS = 6
+
 
 @op_case
 def label_conv2d(request: Request, size: Size, dtype: str) -> Iterator[OpCase]:
-    """The convolutions that read the scene, G's and D's, of a scene and of noise.
+    """The convolutions that read the scene, G's and D's: of a real scene, of blocks and of noise.
 
     Eager counts from the ids on: one-hot, pooling, padding, convolution. So does fused, with the
-    check of the ids.
+    check of the ids. Where the case says so, eager is given the channels at their level instead;
+    what it adds to a dense convolution does not depend on the scene, of which there is one then.
     """
     options = request.options(size)
     if not options.label_nc or options.no_instance:
         return
-    kinds = ("blocks" if real_scene(size, request.batch) is None else "cityscapes", "noise")
+    real = real_scene(size, request.batch) is not None
+    kinds = (*(("cityscapes",) if real else ()), "blocks", "noise")
     for layer, level in _scene_layers(options, size):
         numbers = request.batch * layer.out_channels * layer.height * layer.width + layer.weights
         maps = 2 * request.batch * size[0] * size[1]
         floor = maps + numbers * DTYPES[dtype].itemsize
-        for kind in kinds:
+        for kind, made in (*((kind, False) for kind in kinds), (kinds[0], True)):
+            inputs = partial(_scene_inputs, layer, kind, options.label_nc, request.batch, size)
+            channels = partial(_scene_channels, level, options.label_nc)
             yield OpCase(
-                name=f"{layer.network} level {level} to {layer.out_channels}, {kind}",
-                inputs=partial(_scene_inputs, layer, kind, options.label_nc, request.batch, size),
-                eager=partial(_scene_layer, layer, level, options.label_nc),
-                fused=partial(_label_conv2d, layer, level, options.label_nc),
+                name=f"{layer.network} level {level} to {layer.out_channels}, {kind}"
+                + (", channels made beforehand" if made else ""),
+                inputs=partial(_with_channels, inputs, channels) if made else inputs,
+                eager=partial(_scene_layer, layer, None if made else channels),
+                fused=partial(_label_conv2d, layer, level, options.label_nc, made),
                 floor_bytes=(floor, 2 * floor),
                 tolerance=CONVOLUTION_TOLERANCES[dtype],
+                constants=int(made),
             )
 
 
@@ -77,18 +86,32 @@ def _scene_inputs(
     return ids, ops.instance_boundaries(instances), weight, *pictures
 
 
+def _scene_channels(level: int, label_nc: int, ids: Tensor, edges: Tensor, like: Tensor) -> Tensor:
+    """One-hot and edge, averaged down to the level, in the dtype of `like`."""
+    x = semantic_channels(ids, edges, label_nc, like.dtype)
+    for _ in range(level):
+        x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+    return x
+
+
+def _with_channels(
+    inputs: Callable[[], tuple[Tensor, ...]], channels: Callable[..., Tensor]
+) -> tuple[Tensor, ...]:
+    """The inputs of a layer, and behind them its channels."""
+    drawn = inputs()
+    return *drawn, channels(*drawn[:3])
+
+
 def _scene_layer(
     layer: Layer,
-    level: int,
-    label_nc: int,
+    channels: Callable[..., Tensor] | None,
     ids: Tensor,
     edges: Tensor,
     weight: Tensor,
     *dense: Tensor,
 ) -> Tensor:
-    x = semantic_channels(ids, edges, label_nc, weight.dtype)
-    for _ in range(level):
-        x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+    """Of the channels that are the last of `dense`, or that `channels` makes."""
+    *dense, x = dense if channels is None else (*dense, channels(ids, edges, weight))
     x = torch.cat((x, *dense), dim=1) if dense else x
     if layer.padding_mode == "zero":
         return F.conv2d(x, weight, None, layer.stride, layer.padding)
@@ -99,12 +122,14 @@ def _label_conv2d(
     layer: Layer,
     level: int,
     label_nc: int,
+    made: bool,
     ids: Tensor,
     edges: Tensor,
     weight: Tensor,
     *dense: Tensor,
 ) -> Tensor:
-    scene = SemanticMap(ids, label_nc, edges, *dense)
+    """Channels that were `made` for eager are the last of `dense`."""
+    scene = SemanticMap(ids, label_nc, edges, *dense[: len(dense) - made])
     padding, eps = layer.padding_mode, 1e-5 if layer.norm != "none" else None
     arguments = (layer.stride, padding, layer.padding, level)
     return ops.label_conv2d(scene, weight, None, *arguments, eps=eps)[0]
@@ -142,13 +167,16 @@ def _shifted_comparisons(ids: Tensor) -> Tensor:
 
 @op_case
 def instance_mean_pool(request: Request, size: Size, dtype: str) -> Iterator[OpCase]:
-    """Three channels, as E has them; on the maps of a street where the environment names some."""
+    """Three channels, as E has them: on blocks, and on every street where the environment names
+    some.
+    """
     width, height = size
     shape = (request.batch, 3, height, width)
     pixels, item = request.batch * width * height, DTYPES[dtype].itemsize
-    maps = {"blocks": lambda: instance_ids(size, request.batch, torch.int32)}
-    if real := real_instance_maps():
-        maps["a street"] = lambda: real_ids(real[0], size, request.batch)
+    maps = {"blocks": partial(instance_ids, size, request.batch, torch.int32)}
+    for path in real_instance_maps()[:STREETS]:
+        name = path.stem.removesuffix("_gtFine_instanceIds")
+        maps[name] = partial(real_ids, path, size, request.batch)
     for name, ids in maps.items():
         yield OpCase(
             name=f"3 channels, instances of {name}",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pix2pixhd_fast.benchmark.case import FORWARD, Case
+from pix2pixhd_fast.benchmark.case import FORWARD, ON_CHANNELS, Case
 from pix2pixhd_fast.benchmark.layers import NETWORKS
 from pix2pixhd_fast.benchmark.networks import MODEL_TARGETS, model_steps, network_passes
 from pix2pixhd_fast.benchmark.op_case import op_passes
@@ -54,7 +54,12 @@ def _cases(target: str, request: Request, size: tuple[int, int], dtype: str) -> 
 
 
 def _asked_for(case: Case, request: Request) -> bool:
-    """Networks run forward only, unless a pass is asked for."""
+    """Networks run forward only, unless a pass is asked for; "fused" alone beside backends that a
+    case has not would be a row without a baseline.
+    """
+    on_channels = set(request.backends) & set(ON_CHANNELS)
+    if on_channels and not on_channels & set(case.backends):
+        return False
     if request.passes:
         return case.pass_name in request.passes
     return case.target not in NETWORKS or case.pass_name == FORWARD
