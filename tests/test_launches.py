@@ -70,7 +70,7 @@ def test_triton_launches_what_is_described(case, op, launched):
 def test_cases_copy_and_split(launched):
     """What is compared has copies, and parts in memory of their own."""
     launches = {case: sum(map(len, ops.values())) for case, ops in launched.items()}
-    assert launches["planes"] == launches["planes in parts"] == 15 and launches["empty"] == 2
+    assert launches["planes"] == launches["planes in parts"] == 16 and launches["empty"] == 2
     for op in ("channel_statistics", "norm_act_pad_reduce"):
         assert [launched[case][op][-1][3] > 0 for case in ("planes", "planes in parts")] == [0, 1]
     names = [launch[0] for ops in launched["copied"].values() for launch in ops]
