@@ -296,7 +296,9 @@ def test_the_last_program_reads_behind_what_all_have_stored(module, tmp_path, mo
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     variant = next(v for v in module.variants() if v.types.get("counters") == "*i32")
     compiled, _ = build(variant, 90)
-    places = r"bar\.sync|(?:ld|st)\.global(?:\.cg)?|atom\.global\.gpu\.acq_rel\.add|atom|red\.global"
+    places = (
+        r"bar\.sync|(?:ld|st)\.global(?:\.cg)?|atom\.global\.gpu\.acq_rel\.add|atom|red\.global"
+    )
     found = re.findall(places, compiled.asm["ptx"])
     count = found.index("atom.global.gpu.acq_rel.add")
     before, after = found[:count], found[count + 1 :]
