@@ -120,18 +120,17 @@ def library(layer: Layer) -> Modelled:
 
 
 def triton(layer: Layer) -> Modelled:
-    """The Triton kernel, the packing of its weights and the combination of its statistics."""
+    """The Triton kernel, of weights that are channels_last, and what combines its statistics."""
     moved, shape = sizes(layer), plan(layer)
-    steps, values, columns = shape.packed_shape(layer)
-    packed = steps * values * columns * layer.dtype.itemsize
+    products = shape.steps(layer) * -(-shape.r // shape.block_r) * shape.block_r
     # A phase of a transposed convolution has its share of the taps.
     tiles = layer.x[0] * shape.tiles * BLOCK_M / shape.up**2
-    arithmetic = 2 * tiles * steps * values * columns / (TRITON_SHARE * PEAK[layer.dtype])
+    columns = shape.blocks * shape.block_n
+    arithmetic = 2 * tiles * products * columns / (TRITON_SHARE * PEAK[layer.dtype])
     each = 8.0 if layer.x[1] % 4 else 5.0 if layer.normed or layer.act != "none" else 2.5
-    instructions = each * tiles * steps * values * shape.blocks / INSTRUCTIONS
+    instructions = each * tiles * products * shape.blocks / INSTRUCTIONS
     partial = 8 * layer.x[0] * layer.channels * shape.tiles if layer.statistics else 0
-    moving = moved.x + packed + moved.y + partial
-    rest = moved.weight + packed * (1 + shape.pads(layer)) + partial
-    kernels = 2 + shape.pads(layer) + layer.statistics
-    seconds = max(moving / BANDWIDTH, arithmetic, instructions) + rest / BANDWIDTH
-    return Modelled(moving + rest, kernels, seconds + kernels * LAUNCH_SECONDS)
+    moving = moved.x + moved.weight + moved.y + partial
+    kernels = 1 + layer.statistics
+    seconds = max(moving / BANDWIDTH, arithmetic, instructions) + partial / BANDWIDTH
+    return Modelled(moving + partial, kernels, seconds + kernels * LAUNCH_SECONDS)

@@ -1,12 +1,13 @@
 """What the Triton kernel of norm_act_conv launches, for the profiler. Knows no Triton."""
 
-import math
+from collections.abc import Iterable
 
+import torch
 from pix2pixhd_fast.kernels.conv_engine import engine, sizes
 from pix2pixhd_fast.kernels.norm_act_conv_plan import Layer, plan
 from torch import Tensor
 
-from pix2pixhd_fast._launches import Launch
+from pix2pixhd_fast._launches import Launch, copies_of, scratch_of
 
 
 def layer_of(
@@ -27,27 +28,25 @@ def launches(
 ) -> list[Launch] | None:  # fmt: skip
     """Of the op norm_act_conv with these arguments; None where the library computes it.
 
-    x is taken to be channels_last.
+    x is taken to be channels_last; a weight that is not is copied.
     """
     layer = layer_of(
         x, mean, gamma, beta, weight, bias, act, padding, pad, stride, transposed, output_padding,
         dead_bias, eps,
     )  # fmt: skip
-    return kernel_launches(layer) if x.numel() and engine(layer) == "triton" else None
+    if x.numel() == 0 or engine(layer) != "triton":
+        return None
+    last = weight.is_contiguous(memory_format=torch.channels_last)
+    return kernel_launches(layer, copies_of([] if last else [weight]))
 
 
-def kernel_launches(layer: Layer) -> list[Launch]:
-    """The packing of the weights, the convolution, the combination of the tiles' statistics."""
-    moved = sizes(layer)
-    shape = plan(layer)
-    packed = math.prod(shape.packed_shape(layer)) * layer.dtype.itemsize
-    parts = 8 * layer.x[0] * layer.channels * shape.tiles if layer.statistics else 0
-    found = [Launch("aten::new_zeros", 0, packed, scratch=packed)] if shape.pads(layer) else []
-    found.append(Launch("aten::copy_", moved.weight, packed, scratch=packed))
-    read = moved.x + packed + moved.parameters + moved.bias
-    scratch = packed + parts
+def kernel_launches(layer: Layer, copies: Iterable[Launch] = ()) -> list[Launch]:
+    """The copies first, the convolution, the combination of the tiles' statistics."""
+    moved, copies = sizes(layer), list(copies)
+    parts = 8 * layer.x[0] * layer.channels * plan(layer).tiles if layer.statistics else 0
+    read = moved.x + moved.weight + moved.parameters + moved.bias
+    scratch = scratch_of(copies) + parts
     written = moved.y + parts
-    found.append(Launch("implicit_gemm.convolution", read, written, layer.flops, scratch))
-    if parts:
-        found.append(Launch("implicit_gemm.combine", parts, moved.statistics, scratch=scratch))
-    return found
+    convolution = Launch("implicit_gemm.convolution", read, written, layer.flops, scratch)
+    combine = Launch("implicit_gemm.combine", parts, moved.statistics, scratch=scratch)
+    return [*copies, convolution, *([combine] if parts else [])]

@@ -9,6 +9,9 @@ taps             C       K                  the general case
 rows of taps     KW * C  K                  FLAT: few channels, a row of taps is one piece of memory
 rows of taps     C       columns of taps*K  SHIFT > 1: few outputs; summed along the row afterwards
 
+The weights are read as they lie in channels_last: [K, KH, KW, C], or [C, KH, KW, K] of a transposed
+convolution. A step begins STEP values behind the one before, its values are R_APART apart.
+
 A transposed convolution with stride UP is UP * UP ordinary ones with stride 1, one for each phase
 (row and column of the output, modulo UP), which have every UP-th tap in either direction. Phases
 are neighbours in the grid: they read the same x.
@@ -118,14 +121,33 @@ def _normalise(
 
 
 @triton.jit
+def _columns(
+    n, block, C: tl.constexpr, K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    TRANSPOSED: tl.constexpr, SHIFT: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Where in w each column n of a block begins, and whether there is such a column."""
+    OUTPUTS: tl.constexpr = BLOCK_N // SHIFT
+    k = block * OUTPUTS + n % OUTPUTS
+    there = (k < K) & (n // OUTPUTS < KW)
+    if TRANSPOSED:
+        return k, there
+    else:
+        return k * (KH * KW * C) + n // OUTPUTS * C, there
+
+
+@triton.jit
 def _sums(
-    x, w, mean, rstd, gamma, beta, slope, row, column, inside, n, height, width,
+    x, w, mean, rstd, gamma, beta, slope, row, column, inside, n, known, height, width,
     taps_y, taps_x, first, step_y, step_x,
-    C: tl.constexpr, R: tl.constexpr, N: tl.constexpr, FLAT: tl.constexpr, ACT: tl.constexpr,
+    C: tl.constexpr, R: tl.constexpr, STEP: tl.constexpr, R_APART: tl.constexpr,
+    WHOLE: tl.constexpr, FLAT: tl.constexpr, ACT: tl.constexpr,
     PADDING: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """The sums of products [BLOCK_M, BLOCK_N]; row and column [BLOCK_M, 1]: where x begins."""
+    """The sums of products [BLOCK_M, BLOCK_N]; row and column [BLOCK_M, 1]: where x begins.
+
+    n [BLOCK_N] and which of them are `known` as by `_columns`; WHOLE: all are.
+    """
     NORMED: tl.constexpr = mean is not None or gamma is not None or beta is not None
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -133,7 +155,11 @@ def _sums(
         r = (start + tl.arange(0, BLOCK_R))[None, :]
         c = r % C if FLAT else r
         shift, scale, offset = _load_norm(mean, rstd, gamma, beta, c, r < R, EXACT)
-        rows = (start + tl.arange(0, BLOCK_R))[:, None] * N + n[None, :]
+        k_r = start + tl.arange(0, BLOCK_R)
+        places = n[None, :] + k_r[:, None] * R_APART
+        there_w = (k_r < R)[:, None]
+        if not WHOLE:
+            there_w = there_w & known[None, :]
         for step in range(taps_y * taps_x):
             ty = step // taps_x
             tx = step % taps_x
@@ -145,7 +171,10 @@ def _sums(
                 if PADDING == "zero":
                     values = tl.where(there, values, 0.0)
             tap = first + ty * step_y + tx * step_x
-            weights = tl.load(w + tap * (tl.cdiv(R, BLOCK_R) * BLOCK_R * N) + rows)
+            if WHOLE and R % BLOCK_R == 0:
+                weights = tl.load(w + tap * STEP + places)
+            else:
+                weights = tl.load(w + tap * STEP + places, mask=there_w, other=0.0)
             acc = tl.dot(values, weights, acc, input_precision=PRECISION)
     return acc
 
@@ -170,9 +199,10 @@ def _sum_shifted(acc, SHIFT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.co
 
 @triton.jit
 def _tile_sums(
-    x, w, mean, rstd, gamma, beta, slope, row, column, inside, n, height, width,
+    x, w, mean, rstd, gamma, beta, slope, row, column, inside, n, known, height, width,
     top, left, last_y, last_x, taps_y, taps_x, first, step_y, step_x,
-    C: tl.constexpr, R: tl.constexpr, N: tl.constexpr, FLAT: tl.constexpr, ACT: tl.constexpr,
+    C: tl.constexpr, R: tl.constexpr, STEP: tl.constexpr, R_APART: tl.constexpr,
+    WHOLE: tl.constexpr, FLAT: tl.constexpr, ACT: tl.constexpr,
     PADDING: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
@@ -180,15 +210,15 @@ def _tile_sums(
     # Most tiles read no padding, and need neither its arithmetic nor masks.
     if (tl.minimum(top, left) >= 0) & (last_y < height) & (last_x < width):
         acc = _sums(
-            x, w, mean, rstd, gamma, beta, slope, row, column, None, n, height, width, taps_y,
-            taps_x, first, step_y, step_x, C, R, N, FLAT, ACT, "none", PRECISION, BLOCK_M, BLOCK_N,
-            BLOCK_R,
+            x, w, mean, rstd, gamma, beta, slope, row, column, None, n, known, height, width,
+            taps_y, taps_x, first, step_y, step_x, C, R, STEP, R_APART, WHOLE, FLAT, ACT, "none",
+            PRECISION, BLOCK_M, BLOCK_N, BLOCK_R,
         )  # fmt: skip
     else:
         acc = _sums(
-            x, w, mean, rstd, gamma, beta, slope, row, column, inside, n, height, width, taps_y,
-            taps_x, first, step_y, step_x, C, R, N, FLAT, ACT, PADDING, PRECISION, BLOCK_M, BLOCK_N,
-            BLOCK_R,
+            x, w, mean, rstd, gamma, beta, slope, row, column, inside, n, known, height, width,
+            taps_y, taps_x, first, step_y, step_x, C, R, STEP, R_APART, WHOLE, FLAT, ACT, PADDING,
+            PRECISION, BLOCK_M, BLOCK_N, BLOCK_R,
         )  # fmt: skip
         # If both branches ended alike, the compiler would merge their ends, and shared memory would
         # be allocated to both at once.
@@ -215,7 +245,7 @@ def _finish(
 @triton.jit
 def convolution_kernel(
     x,
-    w,  # [taps, R rounded up to BLOCK_R, n rounded up to BLOCK_N], zero beyond R and n
+    w,  # [K, KH, KW, C], TRANSPOSED: [C, KH, KW, K]
     mean,  # [images, C], as rstd; None where nothing is normalised
     rstd,
     gamma,  # [C] or None
@@ -226,8 +256,8 @@ def convolution_kernel(
     squares,  # the same: the sums of the squared distances from them
     slope, height, width, rows, columns, tiles, tiles_x,  # rows and columns: those of one phase
     C: tl.constexpr, K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr,
-    UP: tl.constexpr, PAD: tl.constexpr, ACT: tl.constexpr, PADDING: tl.constexpr,
-    FLAT: tl.constexpr, SHIFT: tl.constexpr, PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, UP: tl.constexpr, PAD: tl.constexpr, ACT: tl.constexpr,
+    PADDING: tl.constexpr, FLAT: tl.constexpr, SHIFT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     TAPS_X: tl.constexpr = 1 if FLAT or SHIFT > 1 else KW
@@ -251,16 +281,18 @@ def convolution_kernel(
     if mean is not None:
         mean += image * C
         rstd += image * C
+    n, known = _columns(tl.arange(0, BLOCK_N), block, C, K, KH, KW, TRANSPOSED, SHIFT, BLOCK_N)
     first_row = top * STRIDE + begin_y
     first_column = left * STRIDE + begin_x
     acc = _tile_sums(
         x, w, mean, rstd, gamma, beta, slope, row * STRIDE + begin_y, column * STRIDE + begin_x,
-        inside, block * BLOCK_N + tl.arange(0, BLOCK_N), height, width, first_row, first_column,
+        inside, n, known, height, width, first_row, first_column,
         first_row + (BLOCK_H - 1) * STRIDE + taps_y - 1,
         first_column + (BLOCK_W - 1) * STRIDE + (KW if FLAT else taps_x) - 1,
         taps_y, taps_x, first_y * TAPS_X + first_x, step_y * TAPS_X, step_x,
-        C, KW * C if FLAT else C, BLOCKS * BLOCK_N, FLAT, ACT, PADDING, PRECISION,
-        BLOCK_M, BLOCK_N, BLOCK_R,
+        C, KW * C if FLAT else C, KW // TAPS_X * (K if TRANSPOSED else C),
+        KH * KW * K if TRANSPOSED else 1, K % OUTPUTS == 0 and KW % SHIFT == 0, FLAT, ACT, PADDING,
+        PRECISION, BLOCK_M, BLOCK_N, BLOCK_R,
     )  # fmt: skip
     if SHIFT > 1:
         acc = _sum_shifted(acc, SHIFT, BLOCK_M, BLOCK_N)

@@ -65,7 +65,7 @@ def convolve(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, mean and rstd of a layer that is supported; `norms`: mean, rstd, gamma, beta."""
     shape = plan(layer)
-    x = x.contiguous(memory_format=torch.channels_last)
+    x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
     norms = [t if t is None else t.contiguous() for t in norms]
     y = torch.empty(layer.y, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     single = {"dtype": torch.float32, "device": x.device}
@@ -77,7 +77,7 @@ def convolve(
     sizes = (*layer.x[2:], shape.rows, shape.columns, shape.tiles, shape.tiles_x)
     with torch.cuda.device_of(x):
         convolution_kernel[(layer.x[0] * shape.tiles * shape.blocks,)](
-            x, pack(weight, layer, shape), *norms, bias, y, *parts, slope, *sizes,
+            x, weight, *norms, bias, y, *parts, slope, *sizes,
             **constants(layer, shape), num_warps=shape.num_warps, num_stages=shape.num_stages,
         )  # fmt: skip
         if eps is not None:
@@ -92,8 +92,9 @@ def constants(layer: Layer, shape: Plan) -> dict[str, object]:
     exact = layer.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32
     return {
         "C": layer.x[1], "K": layer.channels, "KH": layer.weight[2], "KW": layer.weight[3],
-        "STRIDE": 1 if layer.transposed else layer.stride, "UP": shape.up, "PAD": layer.pad,
-        "ACT": layer.act, "PADDING": "zero" if layer.transposed else layer.padding,
+        "STRIDE": 1 if layer.transposed else layer.stride, "TRANSPOSED": layer.transposed,
+        "UP": shape.up, "PAD": layer.pad, "ACT": layer.act,
+        "PADDING": "zero" if layer.transposed else layer.padding,
         "FLAT": shape.flat, "SHIFT": shape.shift, "PRECISION": "ieee" if exact else "tf32",
         "BLOCK_H": shape.block_h, "BLOCK_W": shape.block_w, "BLOCK_N": shape.block_n,
         "BLOCK_R": shape.block_r,
@@ -107,29 +108,12 @@ def combine_constants(shape: Plan) -> dict[str, int]:
     return dict(zip(names, values, strict=True))
 
 
-def pack(weight: Tensor, layer: Layer, shape: Plan) -> Tensor:
-    """The weights as the kernel reads them, zero where blocks reach beyond them.
-
-    One launch that reads and writes the weights once, and one more that fills with zeros where
-    there is something beyond: 74 KB for 3x3 and 64 to 64 channels in 16 bits.
-    """
-    taps = weight.permute(2, 3, 0, 1) if layer.transposed else weight.permute(2, 3, 1, 0)
-    kh, kw, channels, outputs = taps.shape
-    new = weight.new_zeros if shape.pads(layer) else weight.new_empty
-    packed = new(shape.packed_shape(layer))
-    if shape.shift > 1:
-        into = packed.unflatten(2, (shape.shift, -1))[:, :channels, :kw, :outputs]
-        into.permute(0, 2, 1, 3).copy_(taps)
-    elif shape.flat:
-        packed[:, : kw * channels, :outputs].unflatten(1, (kw, channels)).copy_(taps)
-    else:
-        packed[:, :channels, :outputs].unflatten(0, (kh, kw)).copy_(taps)
-    return packed
-
-
 def variants_of(layer: Layer) -> list[Variant]:
     """What is launched for a layer, found without memory."""
-    x, weight = (torch.empty(shape, dtype=layer.dtype, device="meta") for shape in layer[:2])
+    x, weight = (
+        torch.empty(shape, dtype=layer.dtype, device="meta", memory_format=torch.channels_last)
+        for shape in layer[:2]
+    )
     norm = torch.empty(layer.x[:2], device="meta") if layer.normed else None
     bias = weight.new_empty(layer.channels) if layer.bias else None
     eps = 1e-5 if layer.statistics else None

@@ -96,18 +96,6 @@ class Plan(NamedTuple):
         kernel_height, kernel_width = layer.weight[2:]
         return kernel_height * (1 if self.flat or self.shift > 1 else kernel_width)
 
-    def packed_shape(self, layer: Layer) -> tuple[int, int, int]:
-        """Of the weights: steps, values of a step, columns; padded to whole blocks."""
-        return (
-            self.steps(layer),
-            -(-self.r // self.block_r) * self.block_r,
-            self.blocks * self.block_n,
-        )
-
-    def pads(self, layer: Layer) -> bool:
-        """Whether the packed weights are more than the weights, filled with zeros."""
-        return math.prod(self.packed_shape(layer)) > math.prod(layer.weight)
-
 
 def power_of_2(n: int) -> int:
     """The smallest that is at least n."""
@@ -142,6 +130,8 @@ def plan(layer: Layer) -> Plan:
     flat = shift == 1 and up == 1 and _flat(layer)
     r = kernel_width * channels if flat else channels
     block_r = _block_r(r, layer)
+    if flat and block_r * layer.dtype.itemsize > 64:
+        block_r //= 2  # with 64 values of 16 bits sm_100 spills
     if shift > 1:
         block_n = max(16, shift * power_of_2(layer.channels))
         block_h, block_w, tile_width = 1, BLOCK_M, BLOCK_M - kernel_width + 1
@@ -150,8 +140,8 @@ def plan(layer: Layer) -> Plan:
         block_n = min(largest, max(16, power_of_2(layer.channels)))
         block_h, block_w = _tile(rows, columns)
         tile_width = block_w
-    warps = 8 if block_n * layer.dtype.itemsize > 128 else 4
     single = flat and layer.dtype == torch.float32
+    warps = 8 if block_n * layer.dtype.itemsize > 128 and not single else 4
     stages = 2 if single or (shift > 1 and r > block_r) else 3
     blocks = -(-layer.channels // (block_n // shift))
     return Plan(

@@ -320,6 +320,20 @@ def test_launches_follow_the_engine(monkeypatch):
         assert (found is not None) == described
 
 
+@needs_compiler
+def test_weights_are_copied_only_where_they_are_not_channels_last(monkeypatch):
+    monkeypatch.setenv(conv_engine.VARIABLE, "triton")
+    x = torch.empty(1, 8, 32, 32, device="meta")
+    wide = torch.empty(8, 12, 3, 3, device="meta")
+    last = wide[:, :8].contiguous(memory_format=torch.channels_last)
+    rest = (None, "none", "none", 0.2, "reflect", 1, 1, False, 0, True, 1e-5)
+    ours = ["implicit_gemm.convolution", "implicit_gemm.combine"]
+    for weight, copies in ((last, 0), (last.contiguous(), 1), (wide[:, :8], 1)):
+        found = conv_launches.launches(x, *(None,) * 4, weight, *rest)
+        assert [launch.name for launch in found] == ["aten::clone"] * copies + ours
+        assert found[-1].scratch - found[-1].read == copies * 4 * weight.numel()
+
+
 def build(variant, capability: int):
     """The compiled kernel, and its resources and instructions."""
     import triton
