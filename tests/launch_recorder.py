@@ -112,7 +112,7 @@ def _relu_arguments(case: Case) -> dict[str, tuple]:
     x = torch.ones(case.shape, dtype=case.dtype).contiguous(memory_format=torch.channels_last)
     bias, one, added = torch.ones(c), torch.ones(()), case.added
     coded, sums = n if added else 0, torch.ones(SUM_PROGRAMS) if added else None
-    first = (torch.ones(c, 3, 3, 5), torch.ones(5), case.dtype)
+    image, first = x[:, :1], (torch.ones(1, 3, 3, 5), torch.ones(5), case.dtype)
 
     def codes(elements: int, bits: int) -> Tensor:
         return torch.zeros(code_bytes(elements, bits), dtype=torch.uint8)
@@ -127,8 +127,8 @@ def _relu_arguments(case: Case) -> dict[str, tuple]:
         "relu_pool": (x, bias, coded, n),
         "relu_pool_into_": (x, bias, pooled * float("nan")),
         "relu_pool_backward": (pooled, codes(pooled.numel(), 4), h, w),
-        "first_relu": (x, *first),
-        "first_l1": (x, 3 * x, *first, 0.5, added),
+        "first_relu": (image, *first),
+        "first_l1": (image, 3 * image, *first, 0.5, added),
     }
 
 
