@@ -20,13 +20,14 @@ from pix2pixhd_fast.training.gradients import SharedGradients
 from pix2pixhd_fast.training.trainer import Trainer
 from tests import two_processes as two
 from tests.helpers import ROOT, assert_close_l2
+from tests.small_training import SMALL, write_pictures
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Where two processes have done all of `two_processes.run_together`."""
     root = tmp_path_factory.mktemp("two")
-    two.write_pictures(root)
+    write_pictures(root, two.PICTURES)
     with socket.socket() as unused:
         unused.bind(("localhost", 0))
         port = unused.getsockname()[1]
@@ -39,7 +40,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def pictures(tmp_path):
-    two.write_pictures(tmp_path)
+    write_pictures(tmp_path, two.PICTURES)
     return tmp_path
 
 
@@ -120,7 +121,7 @@ def torchrun(root, name, *launcher, **options):
     flags = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     flags += [*launcher, "-m", "tests.two_processes", "train"]
     places = dict(dataroot=root, checkpoints_dir=root / "checkpoints", name=name)
-    for option, value in {**two.SMALL, **places, **options}.items():
+    for option, value in {**SMALL, **places, **options}.items():
         flags += [f"--{option}"] if value is True else [f"--{option}", str(value)]
     return subprocess.run(flags, cwd=ROOT, capture_output=True, text=True)
 
@@ -232,7 +233,7 @@ def test_gradients_that_do_not_fit_the_buckets_are_errors():
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
 @pytest.mark.parametrize("pool_size", [0, 2])
 def test_micro_batches_add_up_to_the_batch(micro_batch, pool_size):
-    o = dict(two.SMALL, instance_feat=True, pool_size=pool_size)
+    o = dict(SMALL, instance_feat=True, pool_size=pool_size)
     whole = Pix2PixHD(Options(**o), "cpu")
     parts = Pix2PixHD(Options(**o, micro_batch=micro_batch), "cpu")
     for step in range(2):

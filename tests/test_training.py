@@ -3,49 +3,22 @@
 import os
 import signal
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from pix2pixhd_fast import InputError, Options
 from pix2pixhd_fast.inference.synthesizer import Synthesizer
 from pix2pixhd_fast.report import read_loss_log
 from pix2pixhd_fast.training.trainer import Trainer
+from tests import small_training
 
-SMALL = dict(
-    ngf=4,
-    n_downsample_global=2,
-    n_blocks_global=1,
-    n_blocks_local=1,
-    ndf=4,
-    nef=4,
-    n_downsample_E=2,
-    label_nc=5,
-    no_vgg_loss=True,
-    nThreads=0,
-    loadSize=32,
-    fineSize=24,
-    niter=2,
-    niter_decay=2,
-    print_freq=1,
-    device="cpu",
-)
+SMALL = dict(small_training.SMALL, niter=2, niter_decay=2, print_freq=1)
 PICTURES = 4
 
 
 @pytest.fixture
 def dataroot(tmp_path):
-    rng = np.random.default_rng(0)
-    for phase in ("train", "test"):
-        for kind in ("label", "inst", "img"):
-            (tmp_path / f"{phase}_{kind}").mkdir()
-        for i in range(PICTURES):
-            label = rng.integers(0, 5, (24, 32)).astype(np.uint8)
-            image = rng.integers(0, 255, (24, 32, 3)).astype(np.uint8)
-            Image.fromarray(label).save(tmp_path / f"{phase}_label/{i}.png")
-            Image.fromarray(label.astype(np.uint16) * 1000).save(tmp_path / f"{phase}_inst/{i}.png")
-            Image.fromarray(image).save(tmp_path / f"{phase}_img/{i}.png")
+    small_training.write_pictures(tmp_path, PICTURES)
     return tmp_path
 
 

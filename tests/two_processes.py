@@ -5,31 +5,15 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 from pix2pixhd_fast import Options, Pix2PixHD
 from pix2pixhd_fast.cli import main
 from pix2pixhd_fast.inference.synthesizer import Synthesizer
 from pix2pixhd_fast.training.distributed import ALONE, World, joined
 from pix2pixhd_fast.training.trainer import Trainer
+from tests.small_training import SMALL
 
-SMALL = dict(
-    ngf=4,
-    n_downsample_global=2,
-    n_blocks_global=1,
-    n_blocks_local=1,
-    ndf=4,
-    nef=4,
-    n_downsample_E=2,
-    label_nc=5,
-    no_vgg_loss=True,
-    nThreads=0,
-    loadSize=32,
-    fineSize=24,
-    device="cpu",
-)
 BATCH, STEPS = 4, 3
 MODELS = {
     "features": dict(instance_feat=True),
@@ -47,19 +31,6 @@ def make_batch(step: int) -> dict[str, torch.Tensor]:
     label = torch.randint(0, 5, (BATCH, 1, 32, 32), generator=random)
     image = torch.rand(BATCH, 3, 32, 32, generator=random) * 2 - 1
     return {"label": label, "inst": label * 1000, "image": image}
-
-
-def write_pictures(root: Path) -> None:
-    random = np.random.default_rng(0)
-    for phase in ("train", "test"):
-        for kind in ("label", "inst", "img"):
-            (root / f"{phase}_{kind}").mkdir(parents=True)
-        for i in range(PICTURES):
-            label = random.integers(0, 5, (24, 32)).astype(np.uint8)
-            image = random.integers(0, 255, (24, 32, 3)).astype(np.uint8)
-            Image.fromarray(label).save(root / f"{phase}_label/{i}.png")
-            Image.fromarray(label.astype(np.uint16) * 1000).save(root / f"{phase}_inst/{i}.png")
-            Image.fromarray(image).save(root / f"{phase}_img/{i}.png")
 
 
 def run_options(root: Path, name: str, **changes) -> Options:
