@@ -16,12 +16,11 @@ from pix2pixhd_fast.ops.memory_format import to_channels_last
 # and 256 channels: 1.2e-6; with 1 and 2, the points of the paper, 2.9e-6.
 NEAR, FAR = 0.625, 1.5
 SIDE = 6
-# What is made of a layer at a time: at least so many rows of a product (with 64 of them instead of
-# 256 the products of 512 channels take three times as long), and 8 MiB where that is more.
+# What is made of a layer at a time: at least so many rows of a product (512 -> 512 channels, 3x3,
+# 64x128, takes 113 ms with about 256, 136 with 56, 332 with 14), and 8 MiB where that is more.
 PIECE, PIECE_VALUES = 256, 2 << 20
 # The pixels of a result, by the side of the kernel and the stride, from which on it is worthwhile.
 LEAST_PIXELS = {(3, 1): 400, (4, 1): 400, (4, 2): 2048}
-
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -106,13 +105,14 @@ def suits(x: Tensor, weight: Tensor, stride: int, pad: int, transposed: bool) ->
 
     On the CPU in float32 with the compiled kernels, for 3x3 and 4x4 with stride 1 and 4x4 with
     stride 2, from 32 channels on. Measured on two cores (AVX2, 140 GFLOP/s in a product of
-    large matrices), ms for the result, the gradient of x and that of the weight, so and by the
-    faster one of oneDNN and (for the last) `ops.weight_gradient`:
+    large matrices), by the size of x, ms for the result, the gradient of x and that of the weight,
+    so and by the faster one of oneDNN in either memory format and, for the last,
+    `ops.weight_gradient`:
 
     ===================================  =============  =============  =============
     256 -> 512, 4x4, 65x129                 88,   209     104,   246     105,   348
     256 -> 512, 4x4, 9x17                  5.9,   5.6     6.1,   5.9     6.5,   6.9
-    1024 -> 1024, 3x3, 34x66               111,   259
+    512 -> 512, 3x3, 66x130                121,   257     115,   249      97,   372
     1024 -> 1024, 3x3, 18x34                67,    88      79,    91      79,   103
     1024 -> 1024, 3x3, 10x18                42,    36      57,    34      60,    38
     512 -> 512, 3x3, 16x32                  18,    20      18,    21      16,    25
