@@ -1,7 +1,7 @@
 """What ops launch on a GPU: their kernels, with bytes and arithmetic, for the profiler."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ class Launch(NamedTuple):
 
 Describe = Callable[..., list[Launch] | None]
 _descriptions: dict[str, Describe] = {}
-_differentiated: list[object] = []
+_attributed: list[tuple[object, str]] = []
 
 
 def register_launches(op: str, describe: Describe) -> None:
@@ -82,19 +82,28 @@ def scratch_of(copies: list[Launch]) -> int:
     return copies[-1].scratch if copies else 0
 
 
-@contextmanager
-def backward_of(module: object) -> Iterator[None]:
+def backward_of(module: object) -> AbstractContextManager[None]:
     """Inside the block, ops that are called by name are the backward of `module`.
 
     Of a backward that autograd runs, the profiler knows the module by the graph.
     """
-    _differentiated.append(module)
+    return _work_of(module, "backward")
+
+
+def forward_of(module: object) -> AbstractContextManager[None]:
+    """Inside the block, ops outside of modules are of the forward of `module`."""
+    return _work_of(module, "forward")
+
+
+@contextmanager
+def _work_of(module: object, phase: str) -> Iterator[None]:
+    _attributed.append((module, phase))
     try:
         yield
     finally:
-        _differentiated.pop()
+        _attributed.pop()
 
 
-def differentiated() -> object | None:
-    """The module whose backward runs now by `backward_of`, or None."""
-    return _differentiated[-1] if _differentiated else None
+def attributed() -> tuple[object, str] | None:
+    """Module and phase whose work runs now by `backward_of` or `forward_of`, or None."""
+    return _attributed[-1] if _attributed else None

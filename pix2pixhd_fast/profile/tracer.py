@@ -15,7 +15,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pix2pixhd_fast._launches import described_ops, differentiated, launches_of
+from pix2pixhd_fast._launches import attributed, described_ops, launches_of
 from pix2pixhd_fast.profile.counting import Cost, costs_of, inside_of, tensors_in
 from pix2pixhd_fast.semantic import SemanticMap
 
@@ -173,10 +173,8 @@ class Tracer(TorchDispatchMode):
     def _place(self) -> tuple[str, str]:
         """Phase and module of the op that runs now."""
         if torch._C._current_graph_task_id() == -1:
-            module = differentiated()
-            if module is None:
-                return self._phase, self._stack[-1]
-            return "backward", self._names.get(id(module), self._stack[-1])
+            module, phase = attributed() or (None, self._phase)
+            return phase, self._names.get(id(module), self._stack[-1])
         node = torch._C._current_autograd_node()
         if node is None:
             return "backward", ""

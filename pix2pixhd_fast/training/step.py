@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pix2pixhd_fast._backend import current_backend
+from pix2pixhd_fast._launches import forward_of
 from pix2pixhd_fast.nn.losses import feature_matching_loss, feature_matchings
 from pix2pixhd_fast.nn.pending import Pending
 from pix2pixhd_fast.nn.recompute import recompute
@@ -111,12 +112,13 @@ class _Batch:
         float32 (float64 for float64).
         """
         n = len(fake)
-        self.pictures = torch.empty(
-            (2 * n, *fake.shape[1:]),
-            dtype=torch.promote_types(fake.dtype, torch.float32),
-            device=fake.device,
-            memory_format=torch.channels_last,
-        )
+        with forward_of(self.model.netG):
+            self.pictures = torch.empty(
+                (2 * n, *fake.shape[1:]),
+                dtype=torch.promote_types(fake.dtype, torch.float32),
+                device=fake.device,
+                memory_format=torch.channels_last,
+            )
         self.pictures[:n].copy_(fake.detach())
         self.pictures[n:].copy_(self.real)
         self.real = self.pictures[n:]
