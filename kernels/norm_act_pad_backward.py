@@ -90,6 +90,28 @@ def _sum_parts(parts, at, channels, splits, mask, BLOCK_S: tl.constexpr, BLOCK_C
 
 
 @triton.jit
+def _store_means(
+    total, dot, mean_g, mean_dot, parts, parts_dot, counters, image, split, c, channels, splits,
+    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Store what a split found, or as the last program of an image the sums over its splits."""
+    own = image * channels + c
+    there = c < channels
+    if parts is None:
+        tl.store(mean_g + own, total, mask=there)
+        tl.store(mean_dot + own, dot, mask=there)
+    else:
+        parts += image * splits * channels
+        tl.store(parts + split * channels + c, total, mask=there)
+        tl.store(parts + parts_dot + split * channels + c, dot, mask=there)
+        if is_last(counters + tl.program_id(0) // splits, splits):
+            total = _sum_parts(parts, c, channels, splits, there, BLOCK_S, BLOCK_C)
+            dot = _sum_parts(parts + parts_dot, c, channels, splits, there, BLOCK_S, BLOCK_C)
+            tl.store(mean_g + own, total, mask=there)
+            tl.store(mean_dot + own, dot, mask=there)
+
+
+@triton.jit
 def _reduce_kernel(
     dy,  # [images, (height + 2 pad) * (width + 2 pad), channels]
     x,  # [images, height, width, channels]
@@ -129,8 +151,7 @@ def _reduce_kernel(
     r = parameter(rstd, own, there, 1.0)
     scale = parameter(gamma, image % groups * channels + c, there, 1.0)
     shift = parameter(beta, image % groups * channels + c, there, 0.0)
-    total = tl.zeros([BLOCK_C], tl.float32)
-    dot = tl.zeros([BLOCK_C], tl.float32)
+    total, dot = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     x += image * x_image
     dy += image * padded_pixels * channels
     last = tl.minimum(split * split_pixels + split_pixels, padded_pixels)
@@ -147,19 +168,10 @@ def _reduce_kernel(
         g = _activate_backward(g, xhat * scale + shift, slope, ACT)
         total += tl.sum(g, 0)
         dot += tl.sum(g * xhat, 0)
-    total, dot = total / (height * width), dot / (height * width)
-    if parts is None:
-        tl.store(mean_g + own, total, mask=there)
-        tl.store(mean_dot + own, dot, mask=there)
-    else:
-        parts += image * splits * channels
-        tl.store(parts + split * channels + c, total, mask=there)
-        tl.store(parts + parts_dot + split * channels + c, dot, mask=there)
-        if is_last(counters + tl.program_id(0) // splits, splits):
-            total = _sum_parts(parts, c, channels, splits, there, BLOCK_P, BLOCK_C)
-            dot = _sum_parts(parts + parts_dot, c, channels, splits, there, BLOCK_P, BLOCK_C)
-            tl.store(mean_g + own, total, mask=there)
-            tl.store(mean_dot + own, dot, mask=there)
+    _store_means(
+        total / (height * width), dot / (height * width), mean_g, mean_dot, parts, parts_dot,
+        counters, image, split, c, channels, splits, BLOCK_P, BLOCK_C,
+    )  # fmt: skip
 
 
 @triton.jit
