@@ -8,7 +8,7 @@ import triton.language as tl
 from pix2pixhd_fast.kernels.blocks import dense, program_of
 from pix2pixhd_fast.kernels.layers import LAYERS
 from pix2pixhd_fast.kernels.norm_act_pad import activate, parameter
-from pix2pixhd_fast.kernels.norm_act_pad_backward import _activate_backward
+from pix2pixhd_fast.kernels.norm_act_pad_backward import activate_backward
 from pix2pixhd_fast.kernels.variants import Variant, launches
 from torch import Tensor
 
@@ -65,7 +65,7 @@ def _backward_kernel(
     sign = _sign_of_difference(activate(z, slope, ACT), activate(target, slope, ACT))
     scale = tl.load(dloss).to(tl.float32) * weight
     g = tl.load(dp + first + at, mask=mask, other=0.0).to(tl.float32) + scale * sign
-    g = _activate_backward(g, z, slope, ACT)
+    g = activate_backward(g, z, slope, ACT)
     if mean_g is not None:
         g -= parameter(mean_g, own, there, 0.0) + scale * parameter(match_g, own, there, 0.0)
         of_match = scale * parameter(match_dot, own, there, 0.0)

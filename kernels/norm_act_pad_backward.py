@@ -18,7 +18,7 @@ from pix2pixhd_fast.ops.norm_act_pad_kernels import inner
 
 
 @triton.jit
-def _activate_backward(g, z, slope, ACT: tl.constexpr):
+def activate_backward(g, z, slope, ACT: tl.constexpr):
     if ACT == "relu":
         return tl.where(z <= 0, 0.0, g)
     elif ACT == "leaky_relu":
@@ -115,33 +115,19 @@ def _store_means(
 def _reduce_kernel(
     dy,  # [images, (height + 2 pad) * (width + 2 pad), channels]
     x,  # [images, height, width, channels]
-    x_image,
-    x_row,
+    x_image, x_row,
     minus,  # like x, or None
-    minus_image,
-    minus_row,
-    mean,  # [images, channels] or None
-    rstd,
-    gamma,  # [groups, channels] or None
-    beta,
+    minus_image, minus_row,
+    mean, rstd,  # [images, channels] or None
+    gamma, beta,  # [groups, channels] or None
     mean_g,  # [images, channels]: of g = dy through the padding and the activation
     mean_dot,  # the same: of g * xhat
     parts,  # [2, images, splits, channels]: the sums of each split; None where there is one
     counters,  # [images * channel blocks], as `is_last` has them
-    slope,
-    height,
-    width,
-    channels,
-    groups,
-    pad,
-    splits,
-    split_pixels,
+    slope, height, width, channels, groups, pad, splits, split_pixels,
     parts_dot,  # where in `parts` those of mean_dot begin
-    ACT: tl.constexpr,
-    PADDING: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    ACT: tl.constexpr, PADDING: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     # A sum over the copies of a pixel is a sum over the padded image: no border is special.
     image, c, split = program_of(splits, channels, BLOCK_C)
     padded_pixels = (height + 2 * pad) * (width + 2 * pad)
@@ -165,7 +151,7 @@ def _reduce_kernel(
         # Zero outside, and so is all that is summed.
         at = p[:, None] * channels + c[None, :]
         g = tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
-        g = _activate_backward(g, xhat * scale + shift, slope, ACT)
+        g = activate_backward(g, xhat * scale + shift, slope, ACT)
         total += tl.sum(g, 0)
         dot += tl.sum(g * xhat, 0)
     _store_means(
@@ -216,7 +202,7 @@ def _backward_kernel(
     x_at = (row * x_row + column * channels)[:, None] + c[None, :]
     less_at = image * minus_image + (row * minus_row + column * channels)[:, None] + c[None, :]
     xhat = _normalised(x + image * x_image, minus, x_at, less_at, m, r, mask)
-    g = _activate_backward(g, xhat * scale + shift, slope, ACT)
+    g = activate_backward(g, xhat * scale + shift, slope, ACT)
     g = g - parameter(mean_g, own, c < channels, 0.0)
     g = scale * r * (g - xhat * parameter(mean_dot, own, c < channels, 0.0))
     at = image * height * width * channels + p[:, None] * channels + c[None, :]

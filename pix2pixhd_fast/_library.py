@@ -23,6 +23,7 @@ BINARY = Path(__file__).with_name("_C.abi3.so")
 _library = torch.library.Library("pix2pixhd_fast", "DEF")
 _names: list[str] = []
 _references: dict[str, Callable] = {}
+_composed_on_cpu: set[str] = set()
 
 
 def define(name: str, schema: str, reference: Callable) -> None:
@@ -70,6 +71,7 @@ def register_cpu(name: str, function: Callable) -> None:
     """Run the op `name` on the CPU by other ops, not under the backend ref nor the interpreter."""
     if BACKEND != "ref" and not INTERPRETED:
         _library.impl(name, function, "CPU")
+        _composed_on_cpu.add(name)
 
 
 def library_status() -> dict[str, bool | str | list[str] | None]:
@@ -77,13 +79,15 @@ def library_status() -> dict[str, bool | str | list[str] | None]:
 
     Returns `built` (whether the compiled kernels are loaded), `backend` (PIX2PIXHD_FAST_BACKEND),
     `path` (of the loaded binary, or None), `kernels` (the ops that have a kernel for the CPU; the
-    others run their PyTorch reference there) and `gpu_kernels` (the same for the GPU).
+    others run there by other ops, or by their PyTorch reference) and `gpu_kernels` (the same for
+    the GPU).
     """
+    by_kernels = [name for name in _names if name not in _composed_on_cpu]
     return {
         "built": _loaded,
         "backend": BACKEND,
         "path": str(BINARY) if _loaded else None,
-        "kernels": [name for name in _names if has_kernel(name, "CPU")],
+        "kernels": [name for name in by_kernels if has_kernel(name, "CPU")],
         "gpu_kernels": [name for name in _names if has_kernel(name, "CUDA")],
     }
 

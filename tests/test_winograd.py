@@ -174,6 +174,17 @@ def test_norm_act_conv_takes_it(kernel, monkeypatch):
 
 
 @needs_cpp
+def test_whatever_the_default_dtype_is():
+    x, dy, weight = problem(1, 32, 64, 9, 10, 3, 1, 1)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert_directions(x, dy, weight, None, 1, 1, ANY)
+    finally:
+        torch.set_default_dtype(before)
+
+
+@needs_cpp
 def test_any_number_of_threads():
     x, dy, weight = problem(1, 64, 96, 40, 41, 4, 1, 2)
     found = []

@@ -221,7 +221,8 @@ def _backward_kernel(
     dp, dweight, dbias = _gradients(dy, p, size, conv, own, needs)
     dx = dgamma = dbeta = None
     if needs_x:
-        dp, x = to_channels_last(dp), to_channels_last(x)
+        dp, reads = to_channels_last(dp), act != "none" or not norm.does_nothing
+        x = to_channels_last(x) if reads else x
         dx, dgamma, dbeta = normalise_backward(dp, x, None, norm, act, slope, *written)
     # A list: an op cannot return None, and a placeholder for each would be an allocation.
     return [t for t in (dx, dweight, dbias, dgamma, dbeta) if t is not None]

@@ -233,13 +233,13 @@ class _Buffer:
     """Memory for one piece after the other: new memory for each would cost its page faults."""
 
     def __init__(self) -> None:
-        self.memory = torch.empty(0)
+        self.memory = torch.empty(0, dtype=torch.float32)
 
     def take(self, *shape: int) -> Tensor:
         """Tensor [36, *shape] with any values; the last one that was taken is void."""
         values = SIDE * SIDE * shape[0] * shape[1]
         if values > self.memory.numel():
-            self.memory = torch.empty(values)
+            self.memory = torch.empty(values, dtype=torch.float32)
         return self.memory[:values].view(SIDE * SIDE, *shape)
 
 
