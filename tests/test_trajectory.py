@@ -100,12 +100,14 @@ def train_in_float64(model, batch, by="eager"):
 # At the second step one unit in front of a ReLU of G, at -1.9e-6 in float64, is at +2.3e-5 in the
 # recording: G's gradient is 1 % different from there on, and the recording 1.3e-2 (picture), 6.2e-2
 # (G), 6.7e-2 (E) from float64 at the end. Which side float32 falls on depends on its last bits, and
-# so on the processor and the kernels. So a run is held to the recording as far as it is right, its
-# picture to the nearer of the two (measured: 6.7e-3 at most), and a run from another start, where
-# nothing is on an edge, to float64 (measured: 6e-6
-# and 1e-4). In float64 there is one side only.
-NEAR, RIGHT = 1e-2, 0.1
-OFF_THE_EDGE = 1011
+# so on the processor and the kernels; of six starts four have such an edge for eager or fused. So a
+# run is held to the recording closely before the edge and as far as it is right behind it (measured:
+# losses 1.02e-3 at most), its picture to the nearer of the two (eager 6.7e-3, fused 1.1e-2), and a
+# run from a start without an edge to float64 (measured: 7.3e-6 and 1.9e-5, eager 3.3e-6). In
+# float64 there is one side only.
+BEFORE, BEHIND = 1e-4, 2e-3
+NEAR, RIGHT = 1.5e-2, 0.1
+OFF_THE_EDGE = 1014
 
 
 def test_four_steps(model, recorded, backend_name):
@@ -114,7 +116,8 @@ def test_four_steps(model, recorded, backend_name):
     for step, expected in enumerate(recorded["losses"]):
         losses = model.training_step(batch)
         for name, value in zip(RECORDED_LOSSES, expected, strict=True):
-            assert losses[name].item() == pytest.approx(value.item(), rel=1e-3), f"{name} {step}"
+            tol = BEFORE if step < 2 else BEHIND
+            assert losses[name].item() == pytest.approx(value.item(), rel=tol), f"{name} {step}"
     assert_ends_as_recorded(model, recorded, RIGHT)
 
 

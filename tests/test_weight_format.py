@@ -1,5 +1,6 @@
 """Weights held channels_last, as on a GPU, here on the CPU: the same numbers, files and states."""
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -19,6 +20,18 @@ def make_other_model(**changes):
     """As it would be on a GPU."""
     with mock.patch.object(weight_format, "stands_for_gpu", return_value=True):
         return make_model(**changes)
+
+
+def in_float64(model):
+    """In which nothing but a mistake makes two ways differ: Adam makes steps of roundings."""
+    encode = model.double().encode_inputs
+
+    def encode_wide(batch):
+        inputs = encode(batch)
+        return replace(inputs, image=inputs.image.double())
+
+    model.encode_inputs = encode_wide
+    return model
 
 
 def weights_of(model):
@@ -54,8 +67,10 @@ def test_only_what_reads_a_map_stays_in_the_default_format():
 @pytest.mark.parametrize("changes", [{}, FEATURES, dict(norm="batch"), dict(amp="bf16")])
 def test_the_same_training(changes):
     usual, other = make_model(**changes), make_other_model(**changes)
+    if not changes.get("amp"):
+        usual, other = in_float64(usual), in_float64(other)
     expected, found = train(usual), train(other)
-    tol = 0.02 if changes.get("amp") else 1e-5
+    tol = 0.02 if changes.get("amp") else 1e-7
     for name, loss in expected.items():
         assert_close_l2(found[name], loss, tol, name)
     for name, p in usual.named_parameters():
@@ -66,13 +81,13 @@ def test_the_same_training(changes):
 
 @pytest.mark.parametrize("make_next", [make_model, make_other_model])
 def test_a_checkpoint_is_the_same_and_goes_on_to_the_bit(tmp_path, make_next):
-    model, folder = make_other_model(**FEATURES), CheckpointFolder(tmp_path)
+    model, folder = in_float64(make_other_model(**FEATURES)), CheckpointFolder(tmp_path)
     train(model)
     folder.save("latest", model.networks(), {"optimizers": model.optimizers.state_dict()})
     for letter in model.networks():
         saved = torch.load(tmp_path / f"latest_net_{letter}.pth", weights_only=True)
         assert all(value.is_contiguous() for value in saved.values())
-    again = make_next(**FEATURES)
+    again = in_float64(make_next(**FEATURES))
     state = folder.load("latest", again.networks(), with_state=True)["optimizers"]
     moments = [value["exp_avg"] for value in state["G"]["state"].values()]
     assert len(moments) > 20 and all(value.is_contiguous() for value in moments)
@@ -85,7 +100,7 @@ def test_a_checkpoint_is_the_same_and_goes_on_to_the_bit(tmp_path, make_next):
         if make_next is make_other_model:
             assert torch.equal(again.get_parameter(name), p), name
         else:
-            assert_close_l2(again.get_parameter(name), p, 1e-5, name)
+            assert_close_l2(again.get_parameter(name), p, 1e-7, name)
 
 
 def test_no_gradient_is_copied_on_its_way_in():
