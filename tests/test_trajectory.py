@@ -101,9 +101,9 @@ def train_in_float64(model, batch, by="eager"):
 # recording: G's gradient is 1 % different from there on, and the recording 1.3e-2 (picture), 6.2e-2
 # (G), 6.7e-2 (E) from float64 at the end. Which side float32 falls on depends on its last bits, and
 # so on the processor and the kernels; of six starts four have such an edge for eager or fused. So a
-# run is held to the recording closely before the edge and as far as it is right behind it (measured:
-# losses 1.02e-3 at most), its picture to the nearer of the two (eager 6.7e-3, fused 1.1e-2), and a
-# run from a start without an edge to float64 (measured: 7.3e-6 and 1.9e-5, eager 3.3e-6). In
+# run is held to the recording closely before the edge and as far as it is right behind it (losses
+# measured: 1.02e-3 at most), its picture to the nearer of the two (eager 6.7e-3, fused 1.1e-2), and
+# a run from a start without an edge to float64 (measured: 7.3e-6 and 1.9e-5, eager 3.3e-6). In
 # float64 there is one side only.
 BEFORE, BEHIND = 1e-4, 2e-3
 NEAR, RIGHT = 1.5e-2, 0.1
