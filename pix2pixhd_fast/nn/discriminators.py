@@ -20,7 +20,8 @@ from pix2pixhd_fast.nn.sequence import Sequence
 from pix2pixhd_fast.semantic import SemanticMap
 
 MAX_CHANNELS = 512
-# Runs sequences one behind the other: the pending result of each.
+# Runs sequences one behind the other: the pending result of each, or of each layer of a chain of
+# convolutions.
 Chain = Callable[[list[Sequence], Tensor | Scene], list[Pending]]
 
 

@@ -112,6 +112,7 @@ class _Batch:
         float32 (float64 for float64).
         """
         n = len(fake)
+        # What G made in the order that D reads: the profiler counts it as G's, not as an input.
         with forward_of(self.model.netG):
             self.pictures = torch.empty(
                 (2 * n, *fake.shape[1:]),
