@@ -34,6 +34,8 @@ DARK = Theme(
 )  # fmt: skip
 THEMES = (LIGHT, DARK)
 _MARKS = {"eager_channels_last": "D", "compile": "s"}
+# Where the bars of speed-ups begin: from 1 to some hundreds, they want a logarithmic axis.
+LEAST_RATIO = 0.3
 
 
 def draw_speed_ups(groups: list[tuple[str, dict[str, Row]]], path: Path, theme: Theme) -> None:
@@ -51,8 +53,11 @@ def draw_speed_ups(groups: list[tuple[str, dict[str, Row]]], path: Path, theme: 
     panel.axvline(1, color=theme.soft, linewidth=1.2, zorder=1)
     panel.set_yticks(range(len(groups)), [title for title, _ in groups], fontsize=9)
     panel.set_ylim(len(groups) - 0.4, -0.6)
-    panel.set_xlim(left=0)
-    panel.margins(x=0.04)
+    panel.set_xscale("log")
+    ends = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+    panel.set_xticks(ends, [str(end) for end in ends], minor=False)
+    panel.set_xticks([], minor=True)
+    panel.set_xlim(LEAST_RATIO, 1.15 * max([2, *(_highest(rows) for _, rows in groups)]))
     panel.set_xlabel("times as fast as eager PyTorch (1 = eager; whiskers: p20 to p80)")
     panel.set_title(
         "Speed-up over eager: measured here (CPU)", loc="left", fontweight="bold", pad=26
@@ -112,15 +117,22 @@ def _draw_ratios(panel, place: int, rows: dict[str, Row], theme: Theme) -> None:
     if "fused" not in ratios:
         return
     ratio, low, high = ratios["fused"]
-    panel.barh(place, ratio, 0.62, color=theme.colors["fused"], zorder=2)
+    width = max(ratio - LEAST_RATIO, 0)
+    panel.barh(place, width, 0.62, left=LEAST_RATIO, color=theme.colors["fused"], zorder=2)
     panel.errorbar(
         ratio, place, xerr=[[max(ratio - low, 0)], [max(high - ratio, 0)]], color=theme.ink,
         capsize=2.5, lw=1, zorder=3,
     )  # fmt: skip
     panel.annotate(
-        f"{ratio:.2f}x", (0, place), (6, 0), textcoords="offset points", va="center",
+        f"{ratio:.2f}x", (LEAST_RATIO, place), (6, 0), textcoords="offset points", va="center",
         fontsize=8.5, fontweight="bold", color=theme.paper, zorder=4,
     )  # fmt: skip
+
+
+def _highest(rows: dict[str, Row]) -> float:
+    """The end of the longest bar or whisker of a line."""
+    ends = [number(row, "ratio_p80") for row in rows.values() if row["ratio_to"] == "eager"]
+    return max((end for end in ends if end is not None), default=1.0)
 
 
 def _figure(theme: Theme, height: float, columns: int):

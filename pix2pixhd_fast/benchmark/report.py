@@ -53,7 +53,7 @@ def write_report(
     """
     before, after = _around_block(file)
     entries = _entries(latest(rows))
-    charted = [(_title(entry), entry.cpu) for entry in entries if "fused" in entry.cpu]
+    charted = [(_title(entry), entry.cpu) for entry in entries if _beside_eager(entry.cpu)]
     modelled = steps()
     images = _images_folder(file)
     make_folder(images)
@@ -99,6 +99,11 @@ def _entries(rows: list[Row]) -> list[Entry]:
             by_kind[on_gpu(next(iter(backends.values())))].append(backends)
         entries += [Entry(key, cpu, by_kind[True]) for cpu in by_kind[False] or [{}]]
     return sorted(entries, key=lambda entry: entry.key[0] not in OPS)
+
+
+def _beside_eager(rows: dict[str, Row]) -> bool:
+    """Whether fused was timed in turn with eager, and not with others of its own kind."""
+    return "fused" in rows and rows["fused"]["ratio_to"] == "eager"
 
 
 def _title(entry: Entry) -> str:
