@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SMALL = dict(
+SMALL_NETWORKS = dict(
     ngf=4,
     n_downsample_global=2,
     n_blocks_global=1,
@@ -13,6 +13,9 @@ SMALL = dict(
     ndf=4,
     nef=4,
     n_downsample_E=2,
+)
+SMALL = dict(
+    **SMALL_NETWORKS,
     label_nc=5,
     no_vgg_loss=True,
     nThreads=0,

@@ -6,20 +6,13 @@ import torch
 from pix2pixhd_fast import InputError, Options, Pix2PixHD
 from pix2pixhd_fast.semantic import one_hot, pad_by_edge
 from tests.helpers import assert_close_l2
-
-SMALL = dict(
-    ngf=4,
-    n_downsample_global=2,
-    n_blocks_global=1,
-    n_blocks_local=1,
-    ndf=4,
-    nef=4,
-    n_downsample_E=2,
-)
+from tests.small_training import SMALL_NETWORKS
 
 
 def options(**changes):
-    return Options(**{**SMALL, "label_nc": 5, "no_vgg_loss": True, "nThreads": 0, **changes})
+    return Options(
+        **{**SMALL_NETWORKS, "label_nc": 5, "no_vgg_loss": True, "nThreads": 0, **changes}
+    )
 
 
 def batch(size=(16, 24), n=1, o=None, seed=0):

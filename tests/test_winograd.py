@@ -1,5 +1,7 @@
 """Winograd's convolutions: transforms against their references, all directions in float64."""
 
+from functools import partial
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -44,10 +46,14 @@ def test_points_and_pixels_are_the_convolution(taps):
     assert_close_l2(found, x.unfold(0, taps, 1) @ weight, 1e-14, "y")
 
 
+def integer(data, low, high):
+    return data.draw(st.integers(low, high))
+
+
 @settings(max_examples=40)
 @given(st.data(), LAYOUTS, st.booleans())
 def test_points_kernel_against_reference(data, layout, turned):
-    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    draw = partial(integer, data)
     shape = (draw(1, 3), data.draw(st.sampled_from([1, 3, 64, 70])), draw(1, 9), draw(1, 9))
     side, step, down, across = draw(2, 6), draw(1, 6), draw(1, 6), draw(1, 6)
     pad = draw(0, side - 1)
@@ -66,7 +72,7 @@ def test_points_kernel_against_reference(data, layout, turned):
 @settings(max_examples=40)
 @given(st.data(), LAYOUTS, st.booleans())
 def test_pixels_kernel_against_reference(data, layout, biased):
-    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    draw = partial(integer, data)
     shape = (draw(1, 3), data.draw(st.sampled_from([1, 3, 64, 70])), draw(1, 9), draw(1, 9))
     side, down, across = draw(2, 5), draw(1, 5), draw(1, 5)
     first = draw(0, shape[0] * down - 1)
@@ -117,7 +123,7 @@ def assert_directions(x, dy, weight, bias, stride, pad, tolerance):
 @given(st.data(), st.sampled_from([(3, 1), (4, 1), (4, 2)]), st.booleans())
 def test_drawn_convolutions(data, kind, last):
     """Also smaller than a tile, in one piece and in many, with more tiles than channels or less."""
-    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    draw = partial(integer, data)
     kernel, stride = kind
     pad = draw(0, (kernel - 1) // stride) * stride
     least = max(1, kernel - 2 * pad)
